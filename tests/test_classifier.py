@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from wsi_saliency.errors import ModelError
+from wsi_saliency.models.classifier import Classifier, checked, probabilities, standard_logits
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+def classifier(*class_names: str, module: nn.Module | None = None, patch: int = 16) -> Classifier:
+    return Classifier(
+        module=module or network(len(class_names)),
+        uri="model.pt",
+        architecture="resnet18",
+        patch=patch,
+        mpp=0.5,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        class_names=class_names,
+        output="sigmoid" if len(class_names) == 1 else "softmax",
+        sha256="",
+    )
+
+
+def network(classes: int, *last: nn.Module) -> nn.Sequential:
+    """A small network with a squeeze-and-excitation sigmoid inside, and ``last`` after its head."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2),
+        nn.Sigmoid(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4, classes),
+        *last,
+    ).eval()
+
+
+class Returning(nn.Module):
+    """Gives whatever the function makes of the features of each patch, (N, 4)."""
+
+    def __init__(self, out: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.features, self.out = network(4), out
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(self.features(x))
+
+
+def test_target_is_found_by_name_and_index() -> None:
+    three = classifier("Stroma", "Tumor", "Debris")
+    assert three.target_index("tumor") == 1
+    assert three.target_index(" DEBRIS ") == 2
+    assert [three.target_index(str(i)) for i in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["tumour", "Tumor", "METASTASIS", "metastases", "cancer"])
+def test_default_target_is_the_tumour_class(name: str) -> None:
+    assert classifier("stroma", name, "fat").target_index(None) == 1
+
+
+def test_default_target_of_one_logit_is_that_logit() -> None:
+    assert classifier("0").target_index(None) == 0
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("tumour", "cancer"), ("tumour_free", "no tumor")])
+def test_default_target_is_never_guessed(names: tuple[str, ...]) -> None:
+    with pytest.raises(ModelError, match="--target") as caught:
+        classifier(*names).target_index(None)
+    assert all(name in str(caught.value) for name in names)
+
+
+@pytest.mark.parametrize("target", ["fat", "2", "-1", "1.0", "", "²"])
+def test_unknown_target_lists_the_classes(target: str) -> None:
+    with pytest.raises(ModelError, match="0: stroma, 1: tumour"):
+        classifier("stroma", "tumour").target_index(target)
+
+
+def test_a_name_that_looks_like_an_index_is_a_name() -> None:
+    assert classifier("1", "0").target_index("0") == 1
+
+
+def test_names_that_differ_in_case_only_are_told_apart_by_index() -> None:
+    twins = classifier("tum", "TUM")
+    with pytest.raises(ModelError, match="0: tum, 1: TUM"):
+        twins.target_index("Tum")
+    assert twins.target_index("1") == 1
+
+
+@given(st.integers(1, 4), st.integers(1, 5))
+def test_standard_logits_keeps_the_values(n: int, k: int) -> None:
+    logits = torch.arange(float(n * k)).view(n, k)
+    assert torch.equal(standard_logits(logits), logits)
+    assert torch.equal(standard_logits(logits[:, :, None, None]), logits)
+    assert torch.equal(standard_logits(logits[:, 0]), logits[:, :1])
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        (torch.zeros(2, 3, 7, 7), "(2, 3, 7, 7)"),
+        (torch.zeros(2, 3, 1), "(2, 3, 1)"),
+        (torch.zeros(()), "()"),
+        ((torch.zeros(2, 3), torch.zeros(2, 3)), "a tuple"),
+        ({"logits": torch.zeros(2, 3)}, "a dict"),
+        (None, "a NoneType"),
+    ],
+)
+def test_other_outputs_are_refused(out: object, said: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        standard_logits(out)
+    assert said in str(caught.value)
+
+
+def test_probabilities_follow_their_definition() -> None:
+    logits = torch.tensor([[1.0, -2.0, 0.5], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    softmax = logits.exp() / logits.exp().sum(dim=1, keepdim=True)
+    torch.testing.assert_close(probabilities(logits, "softmax"), softmax)
+    torch.testing.assert_close(probabilities(logits[:, :1], "sigmoid"), 1 / (1 + (-logits[:, :1]).exp()))
+
+
+@pytest.mark.parametrize("classes", [1, 2, 5])
+def test_logits_pass_the_check(classes: int) -> None:
+    good = classifier(*map(str, range(classes)))
+    assert checked(good) is good
+
+
+def test_a_logit_between_0_and_1_is_no_probability() -> None:
+    module = network(1)
+    head = module[4]
+    assert isinstance(head, nn.Linear)
+    nn.init.zeros_(head.weight)
+    nn.init.constant_(head.bias, 0.5)
+    checked(classifier("tumour", module=module))
+
+
+def test_convolutional_head_passes_the_check() -> None:
+    checked(classifier("a", "b", "c", "d", module=Returning(lambda y: y[:, :, None, None])))
+
+
+@pytest.mark.parametrize(
+    ("classes", "last", "named"),
+    [
+        (3, nn.Softmax(dim=1), "softmax"),
+        (3, nn.LogSoftmax(dim=1), "log_softmax"),
+        (3, nn.Sigmoid(), "sigmoid"),
+        (1, nn.Sigmoid(), "sigmoid"),
+        (1, nn.Hardsigmoid(), "hardsigmoid"),
+    ],
+)
+def test_probabilities_in_place_of_logits_are_refused(classes: int, last: nn.Module, named: str) -> None:
+    squashed = classifier(*map(str, range(classes)), module=network(classes, last))
+    with pytest.raises(ModelError, match=f"ends in a {named}; .*logits"):
+        checked(squashed)
+
+
+@pytest.mark.parametrize(
+    "squash",
+    [
+        lambda y: torch.softmax(y, 1).clamp(1e-6, 1),
+        lambda y: y.sigmoid_(),
+        lambda y: y.softmax(-1),
+        lambda y: torch.special.expit(y),
+        lambda y: nn.functional.softmax(y, dim=1)[:, :, None, None],
+    ],
+)
+def test_functions_that_squash_are_seen_too(squash: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ModelError, match="saliency needs logits"):
+        checked(classifier("a", "b", "c", "d", module=Returning(squash)))
+
+
+@pytest.mark.parametrize(
+    ("out", "said"),
+    [
+        (lambda y: (y, y), "tuple"),
+        (lambda y: y[:, :, None, None].expand(-1, -1, 7, 7), r"\(2, 4, 7, 7\)"),
+        (lambda y: y[:1], r"\(1, 4\) for 2 patches and 4 classes \(a, b, c, d\)"),
+        (lambda y: y.repeat(1, 3), r"\(2, 12\)"),
+        (lambda y: y * float("nan"), "NaN"),
+        (lambda y: y / 0, "NaN or infinite"),
+    ],
+)
+def test_a_bad_head_is_refused_in_one_line(out: Callable[[Tensor], Any], said: str) -> None:
+    with pytest.raises(ModelError, match=said) as caught:
+        checked(classifier("a", "b", "c", "d", module=Returning(out)))
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("model.pt")
+
+
+def test_a_patch_too_small_names_the_option() -> None:
+    with pytest.raises(ModelError, match=r"2 px \(.*--patch"):
+        checked(replace(classifier("a"), patch=2))
+
+
+def test_the_dry_run_is_a_white_patch() -> None:
+    seen: list[Tensor] = []
+    module = network(1)
+    module.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    checked(replace(classifier("a", module=module), mean=(0.2, 0.5, 0.8), std=(0.4, 0.5, 0.1)))
+    assert seen[0].shape == (2, 3, 16, 16)
+    torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([2.0, 1.0, 2.0]))

@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+from huggingface_hub import constants
+
+from wsi_saliency.errors import ModelError
+from wsi_saliency.models import hub, load_classifier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+REPO, FILE, REVISION = "ORG/model", "models/model.pt", "1.2.3"
+COMMIT = 40 * "a"
+CONTENT = b"weights of a classifier"
+
+
+class FakeHub(BaseHTTPRequestHandler):
+    """Knows one file of one repository at one tag."""
+
+    def do_HEAD(self) -> None:
+        self.answer(b"")
+
+    def do_GET(self) -> None:
+        self.answer(CONTENT)
+
+    def answer(self, body: bytes) -> None:
+        found = self.path == f"/{REPO}/resolve/{REVISION}/{FILE}"
+        self.send_response(200 if found else 404)
+        if found:
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
+        self.send_header("Content-Length", str(len(CONTENT)) if found else "0")
+        self.end_headers()
+        self.wfile.write(body if found else b"")
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base class's name
+        """Keep quiet."""
+
+
+@contextmanager
+def fake_hub() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FakeHub) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture(autouse=True)
+def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    return tmp_path
+
+
+def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    template = "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + template)
+
+
+def assert_refused_within(seconds: float, *said: str) -> None:
+    start = time.monotonic()
+    with pytest.raises(ModelError) as caught:
+        hub.hub_file(REPO, FILE, REVISION)
+    assert time.monotonic() - start < seconds
+    assert "\n" not in str(caught.value)
+    for part in (REPO, FILE, REVISION, "--model demo", "--model timm:NAME --weights FILE", *said):
+        assert part in str(caught.value)
+
+
+def test_a_file_is_downloaded_once_and_then_cached(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_hub() as endpoint:
+        point_at(endpoint, monkeypatch)
+        path = hub.hub_file(REPO, FILE, REVISION)
+    assert path.read_bytes() == CONTENT
+    assert path == empty_cache / "models--ORG--model" / "snapshots" / COMMIT / FILE
+    assert hub.hub_file(REPO, FILE, REVISION) == path  # the Hub is gone
+
+
+def test_another_revision_in_the_cache_is_not_taken(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = empty_cache / "models--ORG--model" / "snapshots" / COMMIT / "models"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model.pt").write_bytes(CONTENT)
+    (empty_cache / "models--ORG--model" / "refs").mkdir()
+    (empty_cache / "models--ORG--model" / "refs" / "main").write_text(COMMIT)
+    point_at("http://127.0.0.1:9", monkeypatch)
+    assert_refused_within(2)
+    assert hub.hub_file(REPO, FILE, "main").read_bytes() == CONTENT
+
+
+def test_a_hub_that_refuses_is_not_tried_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at("http://127.0.0.1:9", monkeypatch)
+    assert_refused_within(2, "refused")
+
+
+def test_a_silent_hub_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        point_at(f"http://127.0.0.1:{silent.getsockname()[1]}", monkeypatch)
+        assert_refused_within(2, "timed out")
+
+
+def test_a_name_that_cannot_be_resolved(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at("http://hub.invalid", monkeypatch)
+    assert_refused_within(10)
+
+
+def test_offline_mode_is_honoured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert_refused_within(1, "offline mode is enabled")
+
+
+def test_a_file_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_hub() as endpoint:
+        point_at(endpoint, monkeypatch)
+        with pytest.raises(ModelError, match="404"):
+            hub.hub_file(REPO, "models/other.pt", REVISION)
+
+
+def test_the_default_classifier_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at("http://127.0.0.1:9", monkeypatch)
+    with pytest.raises(
+        ModelError, match=r"models/model\.pt of MONAI/pathology_tumor_detection .*--model demo"
+    ):
+        load_classifier()

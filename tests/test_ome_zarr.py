@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, get_args
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import yaozarrs
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from zarr.storage import LocalStore
+
+from wsi_saliency.errors import OutputError
+from wsi_saliency.geometry import Mpp, Placement, Size
+from wsi_saliency.heatmap.ome_zarr import Heatmap, HeatmapWriter
+from wsi_saliency.heatmap.pyramid import TILE, HeatmapInfo
+from wsi_saliency.settings import OmeZarrVersion
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VERSIONS = get_args(OmeZarrVersion)
+INFO = HeatmapInfo(
+    "böse 'slide'.svs",
+    Size(40_000, 30_001),
+    Mpp(0.2521, 0.2498),
+    Placement(-3.5, 7.25, 8.01, 7.99),
+    "gradient · backward-hook · layer2 · tumour",
+    {"model": "demo", "layer": "layer2"},
+)
+
+
+def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((h, w), dtype=np.float32) * np.float32(1e-4)
+
+
+def written(path: Path, cells: np.ndarray, version: OmeZarrVersion = "0.4", rows: int = 100) -> Heatmap:
+    """Write ``cells`` in bands of ``rows`` rows."""
+    writer = HeatmapWriter.create(path, Size(cells.shape[1], cells.shape[0]), INFO, version)
+    for cell_y in range(0, len(cells), rows):
+        writer.write_rows(cell_y, cells[cell_y : cell_y + rows])
+    return writer.finish()
+
+
+def padded(cells: np.ndarray, heatmap: Heatmap) -> np.ndarray:
+    size = heatmap.level_sizes[0]
+    base = np.zeros((size.h, size.w), np.float32)
+    base[: cells.shape[0], : cells.shape[1]] = cells
+    return base
+
+
+def metadata(heatmap: Heatmap) -> dict[str, Any]:
+    """The OME metadata as it stands in the store's own files."""
+    v3 = heatmap.path / "zarr.json"
+    if v3.exists():
+        ome: dict[str, Any] = json.loads(v3.read_text())["attributes"]["ome"]
+        return ome
+    v2: dict[str, Any] = json.loads((heatmap.path / ".zattrs").read_text())
+    return v2
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("shape", [(5, 3), (1, 1), (513, 700), (1100, 37), (30, 2300)])
+def test_every_level_is_the_block_mean_of_the_padded_base(
+    tmp_path: Path, version: OmeZarrVersion, shape: tuple[int, int]
+) -> None:
+    cells = noise(*shape)
+    heatmap = written(tmp_path / "s.ome.zarr", cells, version)
+    base = padded(cells, heatmap)
+    np.testing.assert_array_equal(heatmap.read(0).view(np.uint32), base.view(np.uint32))
+    for level, size in enumerate(heatmap.level_sizes):
+        side = 2**level
+        blocks = base.astype(float).reshape(size.h, side, size.w, side).mean(axis=(1, 3))
+        assert heatmap.read(level).dtype == np.float32
+        np.testing.assert_allclose(heatmap.read(level), blocks, rtol=1e-5, atol=1e-11)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.data())
+def test_how_rows_are_cut_does_not_matter_and_missing_rows_are_zero(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    h = data.draw(st.integers(1, 1300))
+    cuts = sorted(data.draw(st.sets(st.integers(0, h), max_size=6)) | {0, h})
+    kept = data.draw(st.lists(st.booleans(), min_size=len(cuts) - 1, max_size=len(cuts) - 1))
+    cells = noise(h, 7)
+    writer = HeatmapWriter.create(tmp_path_factory.mktemp("cut") / "s.ome.zarr", Size(7, h), INFO)
+    for top, bottom, keep in zip(cuts, cuts[1:], kept, strict=False):
+        if keep:
+            writer.write_rows(top, cells[top:bottom])
+        else:
+            cells[top:bottom] = 0
+    heatmap = writer.finish()
+    np.testing.assert_array_equal(heatmap.read(0), padded(cells, heatmap))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_chunks_are_written_once_never_read_and_left_out_when_empty(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, version: OmeZarrVersion
+) -> None:
+    cells = noise(1100, 1300)
+    cells[:TILE, :TILE] = 0
+    writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(1300, 1100), INFO, version)
+    calls: dict[str, list[str]] = {"get": [], "set": []}
+    for name, keys in calls.items():
+        monkeypatch.setattr(LocalStore, name, _recording(getattr(LocalStore, name), keys))
+    for cell_y in range(0, 1100, 64):
+        writer.write_rows(cell_y, cells[cell_y : cell_y + 64])
+    writer.finish()
+    is_chunk = lambda key: key.split("/")[-1].isdigit()  # noqa: E731
+    stored = [key for key in calls["set"] if is_chunk(key)]
+    assert not [key for key in calls["get"] if is_chunk(key)]
+    assert len(stored) == len(set(stored)) == (9 - 1) + 4 + 1
+    assert {key.replace("/c/", "/") for key in stored if key.startswith("0/")} == {
+        f"0/0/{y}/{x}" for y in range(3) for x in range(3) if (y, x) != (0, 0)
+    }
+
+
+def _recording(original: Any, keys: list[str]) -> Any:
+    async def call(self: LocalStore, key: str, *args: Any, **kwargs: Any) -> Any:
+        keys.append(key)
+        return await original(self, key, *args, **kwargs)
+
+    return call
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_store_is_valid_ome_zarr(tmp_path: Path, version: OmeZarrVersion) -> None:
+    heatmap = written(tmp_path / "s.ome.zarr", noise(600, 70), version)
+    yaozarrs.validate_zarr_store(str(heatmap.path))
+    ome = metadata(heatmap)
+    assert [axis["name"] for axis in ome["multiscales"][0]["axes"]] == ["c", "y", "x"]
+    assert {ome.get("version"), ome["multiscales"][0].get("version")} == {version, None}
+
+
+def test_version_0_4_is_stored_as_qupath_reads_it(tmp_path: Path) -> None:
+    heatmap = written(tmp_path / "s.ome.zarr", noise(600, 70))
+    array = json.loads((heatmap.path / "0" / ".zarray").read_text())
+    assert array["compressor"]["id"] == "blosc"
+    assert array["dimension_separator"] == "/"
+    assert array["chunks"] == [1, TILE, TILE]
+    assert array["dtype"] == "<f4"
+    assert array["fill_value"] == 0.0
+    assert (heatmap.path / "OME" / ".zgroup").exists()
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_transforms_put_every_cell_where_the_placement_says(tmp_path: Path, version: OmeZarrVersion) -> None:
+    heatmap = written(tmp_path / "s.ome.zarr", noise(5, 1500), version)
+    mpp, datasets = INFO.slide_mpp, metadata(heatmap)["multiscales"][0]["datasets"]
+    assert len(datasets) == len(heatmap.levels) == 3
+    for level, dataset in enumerate(datasets):
+        scale, translation = (
+            next(iter(t.values())) for t in map(_without_type, dataset["coordinateTransformations"])
+        )
+        for cell_x, cell_y in ((0, 0), (3, 1), (370, 0)):
+            x, y = INFO.placement.at_level(level).centre(cell_x, cell_y)
+            assert cell_x * scale[2] + translation[2] == pytest.approx(mpp.x * (x - 0.5), rel=1e-12)
+            assert cell_y * scale[1] + translation[1] == pytest.approx(mpp.y * (y - 0.5), rel=1e-12)
+        assert (scale[0], translation[0]) == (1, 0)
+
+
+def _without_type(transform: dict[str, Any]) -> dict[str, list[float]]:
+    return {key: value for key, value in transform.items() if key != "type"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_opened_heatmap_knows_what_was_written(tmp_path: Path, version: OmeZarrVersion) -> None:
+    finished = written(tmp_path / "s.ome.zarr", noise(30, 21), version)
+    heatmap = Heatmap.open(finished.path)
+    assert heatmap.info == INFO
+    assert heatmap.size == Size(21, 30)
+    assert heatmap.level_sizes == [Size(22, 30), Size(11, 15)]
+    assert heatmap.window == finished.window
+    np.testing.assert_array_equal(heatmap.read(0, slice(3, 9), slice(2, 5)), heatmap.read(0)[3:9, 2:5])
+
+
+def test_the_window_comes_from_the_computed_cells(tmp_path: Path) -> None:
+    cells = np.zeros((40, 200), np.float32)
+    cells[3, :101] = np.arange(-20, 81)
+    cells[3, 20] = 7  # in place of 0, which would not count
+    heatmap = written(tmp_path / "s.ome.zarr", cells)
+    window = metadata(heatmap)["omero"]["channels"][0]["window"]
+    assert window == {"min": -20.0, "max": 80.0, "start": -19.0, "end": 79.0}
+    assert metadata(heatmap)["omero"]["channels"][0]["label"] == INFO.channel
+
+
+def test_a_large_maps_window_comes_from_a_bounded_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wsi_saliency.heatmap.pyramid.STATISTICS_CELLS", 2000)
+    cells = noise(600, 500)
+    writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(500, 600), INFO)
+    for cell_y in range(0, 600, 7):
+        writer.write_rows(cell_y, cells[cell_y : cell_y + 7])
+    expected = np.percentile(cells[::13, ::13], (1, 99))
+    window = writer.finish().window
+    np.testing.assert_allclose((window.start, window.end), expected, rtol=1e-6)
+
+
+def test_a_map_of_zeros_is_complete_and_holds_no_chunks(tmp_path: Path) -> None:
+    heatmap = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(600, 600), INFO).finish()
+    assert not heatmap.read(0).any()
+    assert (heatmap.window.start, heatmap.window.end) == (0.0, 1.0)
+    assert not [path for path in heatmap.path.rglob("*") if path.name.isdigit() and path.is_file()]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_cell_size_stands_in_the_stores_ome_xml(tmp_path: Path, version: OmeZarrVersion) -> None:
+    heatmap = written(tmp_path / "s.ome.zarr", noise(30, 21), version)
+    pixels = ET.parse(heatmap.path / "OME" / "METADATA.ome.xml").find(".//{*}Pixels")
+    assert pixels is not None
+    assert float(pixels.attrib["PhysicalSizeX"]) == INFO.slide_mpp.x * INFO.placement.fx
+    assert float(pixels.attrib["PhysicalSizeY"]) == INFO.slide_mpp.y * INFO.placement.fy
+    assert (pixels.attrib["SizeX"], pixels.attrib["SizeY"]) == ("22", "30")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_value_that_is_not_finite_stops_with_its_row(tmp_path: Path, bad: float) -> None:
+    cells = noise(30, 21)
+    cells[17, 4] = bad
+    writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(21, 30), INFO)
+    writer.write_rows(0, cells[:10])
+    with pytest.raises(OutputError, match=r"s\.ome\.zarr: row 17 of the map .* --precision fp32"):
+        writer.write_rows(10, cells[10:])
+
+
+@pytest.mark.parametrize(("cell_y", "shape"), [(9, (2, 21)), (29, (2, 21)), (10, (2, 20)), (-1, (1, 21))])
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, cell_y: int, shape: tuple[int, int]) -> None:
+    writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(21, 30), INFO)
+    writer.write_rows(0, noise(10, 21))
+    with pytest.raises(ValueError, match="do not fit a map of 21 × 30"):
+        writer.write_rows(cell_y, noise(*shape))
+
+
+def test_an_existing_store_is_not_touched(tmp_path: Path) -> None:
+    heatmap = written(tmp_path / "s.ome.zarr", noise(5, 3))
+    with pytest.raises(OutputError, match=r"s\.ome\.zarr: exists already"):
+        HeatmapWriter.create(heatmap.path, Size(3, 5), INFO)
+    assert Heatmap.open(heatmap.path).info == INFO
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = tmp_path / "file" / "s.ome.zarr"
+    with pytest.raises(OutputError, match=r"s\.ome\.zarr: cannot be written \(.+\); choose") as caught:
+        HeatmapWriter.create(path, Size(3, 5), INFO)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_write_that_fails_half_way_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def full(*args: object, **kwargs: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(21, 1030), INFO)
+    monkeypatch.setattr(LocalStore, "set", full)
+    message = r"s\.ome\.zarr: cannot be written \(No space left on device\)"
+    with pytest.raises(OutputError, match=message):
+        writer.write_rows(0, noise(600, 21))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_unfinished_or_foreign_store_is_not_opened(tmp_path: Path, version: OmeZarrVersion) -> None:
+    unfinished = tmp_path / "s.ome.zarr"
+    HeatmapWriter.create(unfinished, Size(3, 5), INFO, version).write_rows(0, noise(5, 3))
+    (tmp_path / "empty").mkdir()
+    for path in (unfinished, tmp_path / "empty", tmp_path / "missing"):
+        with pytest.raises(OutputError, match="holds no finished heatmap"):
+            Heatmap.open(path)

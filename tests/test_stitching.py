@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from wsi_saliency.geometry import Canvas, TileGrid
+from wsi_saliency.heatmap.stitching import Stitcher, hann_window
+
+
+def stitched(grid, tiles, maps, cells):
+    """Run a stitcher; return the heatmap, and check that its rows came in order and without gaps."""
+    bands = []
+
+    def write_rows(cell_y, rows):
+        assert cell_y == sum(len(b) for b in bands)
+        assert rows.dtype == np.float32
+        bands.append(rows.copy())
+
+    stitcher = Stitcher(grid, tiles, cells, cells, write_rows)
+    for tile in tiles:
+        stitcher.add(tile, maps[tile])
+    stitcher.finish()
+    return np.concatenate(bands)
+
+
+def reference(grid, tiles, maps, cells):
+    """Stitch cell by cell in float64, closely following the definition."""
+    size = grid.cell_size(cells, cells)
+    result = np.zeros((size.h, size.w))
+    for y in range(size.h):
+        for x in range(size.w):
+            total = weight = 0.0
+            for tile in tiles:
+                cell_x, cell_y = tile.canvas_x // grid.reduction, tile.canvas_y // grid.reduction
+                if cell_x <= x < cell_x + cells and cell_y <= y < cell_y + cells:
+                    i, j = y - cell_y, x - cell_x
+                    w = np.sin(np.pi * (i + 0.5) / cells) ** 2 * np.sin(np.pi * (j + 0.5) / cells) ** 2
+                    total, weight = total + w * maps[tile][i, j], weight + w
+            result[y, x] = total / weight if weight else 0.0
+    return result
+
+
+def random_case(seed, overlap, w, h, share):
+    rng = np.random.default_rng(seed)
+    grid = TileGrid.over(Canvas(w, h, 1, 1), 32, overlap, 4)
+    tiles = [tile for tile in grid if rng.random() < share]
+    maps = {tile: rng.normal(size=(8, 8)).astype(np.float32) for tile in tiles}
+    return grid, tiles, maps
+
+
+cases = st.builds(
+    random_case, st.integers(0, 99), st.floats(0, 0.9), st.integers(1, 120), st.integers(1, 120), st.floats(0, 1)
+)
+
+
+@settings(max_examples=20, deadline=None)
+@given(case=cases)
+def test_equals_the_definition(case):
+    np.testing.assert_allclose(stitched(*case, 8), reference(*case, 8), atol=1e-5)
+
+
+@settings(max_examples=20, deadline=None)
+@given(case=cases, seed=st.integers(0, 9))
+def test_order_of_tiles_does_not_matter(case, seed):
+    grid, tiles, maps = case
+    shuffled = random.Random(seed).sample(tiles, len(tiles))
+    np.testing.assert_allclose(stitched(grid, shuffled, maps, 8), stitched(grid, tiles, maps, 8), atol=1e-5)
+
+
+@pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75, 0.9])
+def test_constant_in_is_constant_out(overlap):
+    grid = TileGrid.over(Canvas(777, 555, 1, 1), 224, overlap, 8)
+    constant = np.full((28, 28), -3.25, np.float32)
+    result = stitched(grid, list(grid), dict.fromkeys(grid, constant), 28)
+    np.testing.assert_allclose(result, -3.25, rtol=1e-6)
+
+
+def test_without_overlap_maps_stand_side_by_side():
+    grid = TileGrid.over(Canvas(64, 64, 1, 1), 32, 0, 4)
+    maps = {tile: np.full((8, 8), i, np.float32) for i, tile in enumerate(grid)}
+    result = stitched(grid, list(grid), maps, 8)
+    np.testing.assert_allclose(result[::8, ::8], [[0, 1], [2, 3]], rtol=1e-6)
+
+
+def test_no_tiles_give_an_empty_map():
+    grid = TileGrid.over(Canvas(5000, 5000, 1, 1), 32, 0.5, 4)
+    result = stitched(grid, [], {}, 8)
+    assert result.shape == (1250, 1250)
+    assert not result.any()
+
+
+def test_memory_is_bounded_by_rows_whatever_the_height():
+    grid = TileGrid.over(Canvas(256, 20_000, 1, 1), 64, 0.5, 8)
+    stitcher = Stitcher(grid, grid, 8, 8, lambda y, rows: None)
+    most = 0
+    for tile in grid:
+        stitcher.add(tile, np.ones((8, 8), np.float32))
+        most = max(most, len(stitcher._sum))
+    assert most == 8
+
+
+def test_a_map_of_the_wrong_size_is_refused():
+    grid = TileGrid.over(Canvas(64, 64, 1, 1), 32, 0, 4)
+    stitcher = Stitcher(grid, grid, 8, 8, lambda y, rows: None)
+    with pytest.raises(ValueError, match="8, 8"):
+        stitcher.add(grid[0], np.ones((7, 8), np.float32))
+
+
+def test_missing_tiles_are_noticed():
+    grid = TileGrid.over(Canvas(64, 64, 1, 1), 32, 0, 4)
+    with pytest.raises(ValueError, match="4 tiles"):
+        Stitcher(grid, grid, 8, 8, lambda y, rows: None).finish()
+
+
+def test_window_is_positive_symmetric_and_one_cell_is_kept():
+    window = hann_window(28, 14)
+    assert window.shape == (14, 28)
+    assert (window > 0).all()
+    np.testing.assert_allclose(window, window[::-1, ::-1], rtol=1e-5)
+    assert hann_window(1, 1) == 1

@@ -1,0 +1,34 @@
+"""Smooth hidden-layer saliency heatmaps of tumour classifiers over whole-slide images.
+
+The public names are imported when they are first used, so that ``import wsi_saliency`` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from wsi_saliency.models.loading import load_classifier as load_classifier
+    from wsi_saliency.pipeline import explain_slide as explain_slide
+    from wsi_saliency.pipeline import load_explainer as load_explainer
+    from wsi_saliency.saliency.smoothing import smoothed as smoothed
+    from wsi_saliency.settings import RunSettings as RunSettings
+    from wsi_saliency.slides.slide import open_slide as open_slide
+
+_HOMES = {
+    "RunSettings": "settings",
+    "explain_slide": "pipeline",
+    "load_classifier": "models.loading",
+    "load_explainer": "pipeline",
+    "open_slide": "slides.slide",
+    "smoothed": "saliency.smoothing",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -1,0 +1,285 @@
+"""The command line: options, messages and exit codes; everything else is imported when a command needs it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from wsi_saliency.errors import WsiSaliencyError
+from wsi_saliency.settings import (
+    ATTRIBUTIONS,
+    DEFAULT_LAYER,
+    DEFAULT_MODEL,
+    MAX_OVERLAP,
+    METHODS,
+    OME_ZARR_VERSIONS,
+    PRECISIONS,
+    RunSettings,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SOME_FAILED, INTERRUPTED = 1, 130
+
+
+class _Commands(click.Group):
+    """A group whose commands end with one line instead of a traceback when a user error comes up."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except WsiSaliencyError as e:
+            raise click.ClickException(str(e)) from e
+        except KeyboardInterrupt:
+            click.echo("Interrupted; nothing unfinished was left behind.", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.group(
+    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.version_option(package_name="wsi-saliency")
+def cli() -> None:
+    r"""Smooth hidden-layer saliency heatmaps of tumour classifiers over whole-slide images.
+
+    \b
+    Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage, 130 interrupted.
+    """
+
+
+def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options that name a classifier, shared by all commands that load one."""
+    for option in reversed(
+        [
+            click.option(
+                "--weights",
+                type=click.Path(path_type=Path),
+                metavar="FILE",
+                help="Weights for --model timm:NAME (safetensors or a PyTorch state dict).",
+            ),
+            click.option(
+                "--model-mpp",
+                type=click.FloatRange(min=0, min_open=True),
+                metavar="UM",
+                help="µm per pixel the classifier was trained at, where its file does not say.",
+            ),
+            click.option(
+                "--patch",
+                type=click.IntRange(min=8),
+                metavar="PX",
+                help="Side of a patch in pixels at the classifier's resolution.  [default: the classifier's]",
+            ),
+        ]
+    ):
+        command = option(command)
+    return command
+
+
+_MODEL_HELP = "Classifier: demo, camelyon16, timm:NAME (with --weights) or a weights file."
+_mpp = click.option(
+    "--mpp",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="UM",
+    help="µm per pixel of the slide, in place of what its file says.",
+)
+_overlap = click.option(
+    "--overlap",
+    type=click.FloatRange(0, MAX_OVERLAP),
+    default=0.5,
+    show_default=True,
+    help="Share of a patch in common with the next; 0 for a quick preview.",
+)
+_tissue_threshold = click.option(
+    "--tissue-threshold",
+    type=click.FloatRange(0, 1),
+    default=0.1,
+    show_default=True,
+    metavar="F",
+    help="Explain patches of which at least this share is tissue.",
+)
+
+
+@cli.command()
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("saliency"),
+    show_default=True,
+    help="Output folder; each slide gets a folder of its own in it.",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="URI", help=_MODEL_HELP)
+@_model_options
+@click.option(
+    "--method",
+    type=click.Choice(METHODS),
+    default="backward-hook",
+    show_default=True,
+    help="How the checkerboard of strided convolutions is removed. backward-hook averages the "
+    "gradient at every strided convolution; predictions stay as they are.",
+)
+@click.option(
+    "--attribution",
+    type=click.Choice(ATTRIBUTIONS),
+    default="gradient",
+    show_default=True,
+    help="gradient: ∂y/∂A;  gradient-x-activation: A · ∂y/∂A; then the mean over channels.",
+)
+@click.option(
+    "--layer",
+    default=DEFAULT_LAYER,
+    show_default=True,
+    metavar="NAME|REDUCTION|input",
+    help="Layer to explain: a module name (layer2), a reduction (8: the last stage at 1/8 of the "
+    "patch's resolution), or input.",
+)
+@click.option(
+    "--target",
+    metavar="NAME|INDEX",
+    help="Class to explain.  [default: the single logit, or the one class called tumour]",
+)
+@_overlap
+@_mpp
+@_tissue_threshold
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Patches per pass; halved when they do not fit.  [default: by device]",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Threads that read the slide.",
+)
+@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]|mps")
+@click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="Number format of the classifier's arithmetic; auto is fp32.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace complete results; otherwise they are kept.")
+@click.option(
+    "--ome-zarr",
+    type=click.Choice(OME_ZARR_VERSIONS),
+    default="0.4",
+    show_default=True,
+    help="OME-Zarr version; QuPath reads 0.4 only.",
+)
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks.")
+def run(
+    slides: tuple[str, ...], out: Path, overwrite: bool, quiet: bool, verbose: bool, **options: Any
+) -> None:
+    r"""Lay a hidden-layer saliency heatmap over each SLIDE (files, folders or patterns).
+
+    \b
+    Examples:
+      wsi-saliency run slide.svs --model demo
+      wsi-saliency run slides/ -o maps --layer layer3 --overlap 0.75
+      wsi-saliency run slide.tif --mpp 0.5 --model timm:resnet18 --weights weights.safetensors
+    """
+    _speak(quiet=quiet, verbose=verbose)
+    from wsi_saliency.batch import explain_slides, find_slides
+
+    jobs = find_slides(slides)
+    failures = []
+    for job, result in explain_slides(
+        jobs, out, RunSettings(**options), overwrite=overwrite, progress=not quiet
+    ):
+        if isinstance(result, str):
+            failures.append(result)
+            if len(jobs) > 1:
+                click.echo(f"failed: {result}", err=True)
+        elif not quiet:
+            click.echo(_summary(job.slide, result))
+    if failures:
+        _report(failures, len(jobs))
+        raise click.exceptions.Exit(SOME_FAILED)
+
+
+@cli.command()
+@click.argument("slide", type=click.Path(path_type=Path))
+@click.option("--model", metavar="URI", help=f"{_MODEL_HELP}  [default: the figures of {DEFAULT_MODEL}]")
+@_model_options
+@_overlap
+@_mpp
+@_tissue_threshold
+def inspect(slide: Path, model: str | None, **options: Any) -> None:
+    r"""Say what a SLIDE is: format, size, levels, mpp and where it came from, tissue, patches of a run.
+
+    \b
+    Example:
+      wsi-saliency inspect slide.svs --model demo
+    """
+    from wsi_saliency.description import describe_slide
+
+    _print(describe_slide(slide, RunSettings(**options), model))
+
+
+@cli.command("check-model")
+@click.argument("uri", metavar="URI")
+@_model_options
+def check_model(uri: str, **options: Any) -> None:
+    r"""Say what a classifier is: architecture, input, mpp, classes, strided convolutions, layers, hash.
+
+    \b
+    Examples:
+      wsi-saliency check-model demo
+      wsi-saliency check-model timm:resnet18 --weights weights.safetensors
+    """
+    from wsi_saliency.description import describe_model
+
+    _print(describe_model(uri, RunSettings(**options)))
+
+
+def _print(lines: list[tuple[str, str]]) -> None:
+    for label, text in lines:
+        click.echo(f"{label:<14}{text}")
+
+
+def _summary(slide: Path, result: Any) -> str:
+    """One line on a slide that is done."""
+    if result.kept:
+        return f"{slide}: complete result kept in {result.folder} (--overwrite replaces it)"
+    patches, seconds = result.record["patches"], result.record["seconds"]["total"]
+    counts = f"{patches['tissue']} of {patches['grid']} patches explained in {seconds:.0f} s"
+    return f"{slide}: {counts} → {result.folder}"
+
+
+def _report(failures: list[str], total: int) -> None:
+    if total == 1:
+        click.echo(f"Error: {failures[0]}", err=True)
+        return
+    click.echo(f"Error: {len(failures)} of {total} slides failed:", err=True)
+    for failure in failures:
+        click.echo(f"  {failure}", err=True)
+
+
+def _speak(*, quiet: bool, verbose: bool) -> None:
+    """Send the program's warnings to stderr, in the words in which they were logged."""
+    level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logger = logging.getLogger("wsi_saliency")
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="wsi-saliency")
+
+
+if __name__ == "__main__":
+    main()

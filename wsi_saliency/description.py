@@ -1,0 +1,149 @@
+"""What a slide is and what a classifier is, as lines of text for ``inspect`` and ``check-model``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from wsi_saliency.errors import ModelError, SettingsError
+from wsi_saliency.geometry import Canvas, TileGrid
+from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.saliency.layers import feature_stages, measure, strided_convolutions
+from wsi_saliency.settings import DEFAULT_LAYER, RunSettings
+from wsi_saliency.slides.slide import Slide, open_slide
+from wsi_saliency.slides.tissue import tissue_mask
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsi_saliency.models.classifier import Classifier
+
+Lines = list[tuple[str, str]]
+
+_DEFAULT_GRID = (224, 0.25)  # patch px and mpp of camelyon16, known without its weights
+
+
+def describe_slide(path: Path, settings: RunSettings, model: str | None = None) -> Lines:
+    """Describe a slide, with the patches that a run would use on it.
+
+    Parameters
+    ----------
+    path
+        The slide.
+    settings
+        Those of the run; ``mpp``, ``overlap``, ``patch``, ``model_mpp`` and ``tissue_threshold`` count.
+    model
+        Classifier that gives patch size and mpp; None takes those of the default classifier.
+
+    Raises
+    ------
+    SlideError, ModelError
+        If the slide cannot be read or the classifier not be had.
+    """
+    with open_slide(path, settings.mpp, mpp_required=False) as slide:
+        lines = _slide_lines(slide)
+        tissue = tissue_mask(slide)
+        share = f"{tissue.mask.mean():.1%} of the slide"
+        if slide.stated_mpp is None:
+            return [*lines, ("tissue", share), ("patches", "unknown without the slide's mpp; give --mpp")]
+        lines.append(("tissue", f"{tissue.area_mm2(slide.mpp):.2f} mm², {share}"))
+        patch, mpp, reduction, of = _grid_of(settings, model)
+        grid = TileGrid.over(Canvas.of(slide.size, slide.mpp, mpp), patch, settings.overlap, reduction)
+        boxes = np.array([grid.level0_box(tile) for tile in grid])
+        used = int((tissue.fractions(*boxes.T) >= settings.tissue_threshold).sum())
+    text = f"{used} of {len(grid)} ({patch} px at {mpp:g} µm/px, overlap {settings.overlap:g}; {of})"
+    return [*lines, ("patches", text)]
+
+
+def _grid_of(settings: RunSettings, model: str | None) -> tuple[int, float, int, str]:
+    """Patch side, mpp, reduction and whose they are."""
+    patch, mpp, name = *_DEFAULT_GRID, settings.model
+    if model:
+        classifier = load_classifier(model, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
+        if classifier.mpp is None:
+            raise ModelError(f"{model} does not say which µm per pixel it was trained at; give --model-mpp")
+        patch, mpp, name = classifier.patch, classifier.mpp, model
+    return settings.patch or patch, settings.model_mpp or mpp, int(DEFAULT_LAYER), f"classifier {name}"
+
+
+def _slide_lines(slide: Slide) -> Lines:
+    power = f"{slide.objective_power:g}×" if slide.objective_power else "not stated"
+    mpp = (
+        f"{slide.mpp.x:.6g} × {slide.mpp.y:.6g} µm/px ({slide.mpp_source})"
+        if slide.stated_mpp
+        else "not stated"
+    )
+    levels = ", ".join(f"{level.size.w}×{level.size.h} (1/{level.downsample_x:g})" for level in slide.levels)
+    return [
+        ("file", str(slide.path)),
+        ("format", slide.format),
+        ("size", f"{slide.size.w} × {slide.size.h} px"),
+        ("levels", f"{len(slide.levels)}: {levels}"),
+        ("mpp", mpp),
+        ("objective", power),
+        *(("warning", warning) for warning in slide.warnings),
+    ]
+
+
+def describe_model(uri: str, settings: RunSettings) -> Lines:
+    """Describe a classifier: what it wants, what it says, and the layers that can be explained.
+
+    Raises
+    ------
+    ModelError
+        If the classifier cannot be had, or does not give logits.
+    """
+    c = load_classifier(uri, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
+    parameters = sum(p.numel() for p in c.module.parameters())
+    return [
+        ("model", uri),
+        ("architecture", f"{c.architecture}, {parameters / 1e6:.2f} M parameters"),
+        ("input", f"{c.patch} × {c.patch} px"),
+        ("mpp", f"{c.mpp:g} µm/px" if c.mpp else "not stated; a run needs --model-mpp"),
+        ("normalisation", f"(pixel / 255 − {_listed(c.mean)}) / {_listed(c.std)}"),
+        ("classes", ", ".join(f"{i}: {name}" for i, name in enumerate(c.class_names))),
+        (
+            "output",
+            "one logit, sigmoid" if c.output == "sigmoid" else f"{len(c.class_names)} logits, softmax",
+        ),
+        ("target", _default_target(c)),
+        ("sha256", c.sha256),
+        *_strided_lines(c),
+        *_layer_lines(c),
+        *(("note", note) for note in c.notes),
+    ]
+
+
+def _default_target(classifier: Classifier) -> str:
+    try:
+        return f"{classifier.class_names[classifier.target_index(None)]} (default)"
+    except (ModelError, SettingsError):
+        return "a run needs --target"
+
+
+def _strided_lines(classifier: Classifier) -> Lines:
+    found = strided_convolutions(classifier.module)
+    names = [f"{name} ({'×'.join(map(str, c.kernel_size))}/{max(c.stride)})" for name, c in found.items()]
+    return [
+        ("strided", f"{len(found)} convolutions: {', '.join(names)}" if names else "no strided convolutions")
+    ]
+
+
+def _layer_lines(classifier: Classifier) -> Lines:
+    blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
+    lines = []
+    for stage in feature_stages(classifier.module, blank):
+        try:
+            g = measure(classifier.module, stage.name, blank)
+        except ModelError:
+            continue  # a stage that cannot be explained is no choice to offer
+        lines.append(
+            ("layer", f"{stage.name}: 1/{g.reduction}, {g.channels} channels, {g.cell_w} × {g.cell_h} cells")
+        )
+    return lines
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return "(" + ", ".join(f"{v:g}" for v in values) + ")"

@@ -1,0 +1,99 @@
+"""OME-XML (schema 2016-06) of a heatmap, the same for OME-TIFF and OME-Zarr."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Literal
+from xml.etree import ElementTree as ET
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from wsi_saliency.geometry import Size
+    from wsi_saliency.heatmap.pyramid import HeatmapInfo
+
+NAMESPACE = "http://www.openmicroscopy.org/Schemas/OME/2016-06"
+SCHEMA = f"{NAMESPACE} {NAMESPACE}/ome.xsd"
+PLACEMENT_NAMESPACE = "wsi-saliency/placement"
+"""Namespace of the annotation that places the map on the slide; its keys are those of `HeatmapInfo.facts`."""
+DETAILS_NAMESPACE = "wsi-saliency/details"
+"""Namespace of the annotation that holds `HeatmapInfo.details`."""
+COLOUR = "FFA500"
+"""Colour of the channel in viewers that give it one: red, green and blue in hexadecimal."""
+
+_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def ome_xml(info: HeatmapInfo, size: Size, padded: Size, pixels_in: Literal["tiff", "elsewhere"]) -> bytes:
+    """Describe a heatmap of ``size`` cells, stored as ``padded`` cells, as OME-XML in ASCII.
+
+    ``pixels_in`` says whether the pixels lie in the first IFD of the TIFF file that holds the text, or in a
+    store beside it.
+    """
+    ome = ET.Element("OME", {"xmlns": NAMESPACE, "Creator": "wsi-saliency"})
+    ome.set("xmlns:xsi", "http://www.w3.org/2001/XMLSchema-instance")
+    ome.set("xsi:schemaLocation", SCHEMA)
+    annotations: dict[str, Mapping[str, str | int | float]] = {
+        PLACEMENT_NAMESPACE: info.facts(size),
+        DETAILS_NAMESPACE: info.details,
+    }
+    _add_image(ome, info, padded, pixels_in, len(annotations))
+    structured = ET.SubElement(ome, "StructuredAnnotations")
+    for number, (namespace, entries) in enumerate(annotations.items()):
+        _add_map_annotation(structured, number, namespace, entries)
+    text: bytes = ET.tostring(ome, encoding="us-ascii", xml_declaration=True)
+    return text
+
+
+def _add_image(ome: ET.Element, info: HeatmapInfo, padded: Size, pixels_in: str, annotations: int) -> None:
+    image = ET.SubElement(ome, "Image", ID="Image:0", Name=_clean(info.slide_name))
+    ET.SubElement(image, "Description").text = _clean(f"Saliency of {info.slide_name}: {info.channel}")
+    pixels = ET.SubElement(image, "Pixels", _pixels(info, padded))
+    channel = {"ID": "Channel:0:0", "Name": _clean(info.channel), "SamplesPerPixel": "1"}
+    ET.SubElement(pixels, "Channel", channel, Color=str(_signed_rgba(COLOUR)))
+    if pixels_in == "tiff":
+        ET.SubElement(pixels, "TiffData", IFD="0", PlaneCount="1")
+    else:
+        ET.SubElement(pixels, "MetadataOnly")
+    for number in range(annotations):
+        ET.SubElement(image, "AnnotationRef", ID=f"Annotation:{number}")
+
+
+def _pixels(info: HeatmapInfo, padded: Size) -> dict[str, str]:
+    cell = info.cell_mpp(0)
+    return {
+        "ID": "Pixels:0",
+        "DimensionOrder": "XYCZT",
+        "Type": "float",
+        "SignificantBits": "32",
+        "Interleaved": "false",
+        "BigEndian": "false",
+        "SizeX": str(padded.w),
+        "SizeY": str(padded.h),
+        "SizeC": "1",
+        "SizeZ": "1",
+        "SizeT": "1",
+        "PhysicalSizeX": str(float(cell.x)),
+        "PhysicalSizeXUnit": "µm",
+        "PhysicalSizeY": str(float(cell.y)),
+        "PhysicalSizeYUnit": "µm",
+    }
+
+
+def _add_map_annotation(
+    structured: ET.Element, number: int, namespace: str, entries: Mapping[str, str | int | float]
+) -> None:
+    annotation = ET.SubElement(structured, "MapAnnotation", ID=f"Annotation:{number}", Namespace=namespace)
+    value = ET.SubElement(annotation, "Value")
+    for key, entry in entries.items():
+        ET.SubElement(value, "M", K=_clean(key)).text = _clean(str(entry))
+
+
+def _signed_rgba(colour: str) -> int:
+    """OME's colour: red, green, blue and an opaque alpha as one signed 32-bit integer."""
+    return int.from_bytes(bytes.fromhex(colour + "FF"), "big", signed=True)
+
+
+def _clean(text: str) -> str:
+    """Replace what XML cannot hold: control characters, and the undecodable bytes of a file name."""
+    return _NOT_XML.sub("\ufffd", text)

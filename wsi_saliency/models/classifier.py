@@ -1,0 +1,224 @@
+"""What a patch classifier is, and the checks that every loaded one passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from wsi_saliency.errors import ModelError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+Output = Literal["sigmoid", "softmax"]
+
+TUMOUR_NAMES = frozenset({"tumour", "tumor", "metastasis", "metastases", "cancer"})
+
+# Functions with weights, and those that turn logits into probabilities, by the name PyTorch gives them.
+_WEIGHTED = frozenset({"linear", "conv2d", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum"})
+_SQUASHING = frozenset({"sigmoid", "softmax", "log_softmax", "logsigmoid", "special_expit", "hardsigmoid"})
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A patch classifier with everything needed to feed it and to read its output.
+
+    Parameters
+    ----------
+    module
+        Maps normalised patches (N, 3, patch, patch), float32, to logits that `standard_logits` accepts; in
+        eval mode, on the CPU, its parameters without gradients.
+    uri
+        Where it came from: ``demo``, ``timm:NAME``, ``monai:ORG/NAME`` or a path.
+    architecture
+        Name of the architecture in timm.
+    patch
+        Side of a patch, pixels at ``mpp``.
+    mpp
+        µm per pixel it was trained at; None if nobody says.
+    mean, std
+        Normalisation of pixel / 255, red, green, blue.
+    class_names
+        One name per logit; a single logit is named after the positive class.
+    output
+        What turns logits into probabilities.
+    sha256
+        Hash of the weights file, hexadecimal.
+    notes
+        What a user should be told once when it is used.
+    """
+
+    module: nn.Module
+    uri: str
+    architecture: str
+    patch: int
+    mpp: float | None
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    class_names: tuple[str, ...]
+    output: Output
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+    def target_index(self, target: str | None) -> int:
+        """Return the index of the logit to explain.
+
+        Parameters
+        ----------
+        target
+            A class name (in any case) or index. None picks the single logit, else the class that is called
+            tumour, tumor, metastasis, metastases or cancer.
+
+        Raises
+        ------
+        ModelError
+            If there is no such class, or None leaves the choice open; the message lists the classes.
+        """
+        if target is None:
+            return self._default_target()
+        named = self._indices_where(lambda name: name.casefold() == target.strip().casefold())
+        if len(named) == 1:
+            return named[0]
+        if target.strip().isdecimal() and int(target) < len(self.class_names):
+            return int(target)
+        raise ModelError(f"{self.uri} has no class {target!r}; choose --target from {self._listed_classes()}")
+
+    def _default_target(self) -> int:
+        if len(self.class_names) == 1:
+            return 0
+        tumours = self._indices_where(lambda name: name.strip().casefold() in TUMOUR_NAMES)
+        if len(tumours) == 1:
+            return tumours[0]
+        found = "several classes are" if tumours else "no class is"
+        raise ModelError(
+            f"{self.uri}: {found} called tumour; choose --target (name or index) from "
+            f"{self._listed_classes()}"
+        )
+
+    def _indices_where(self, chosen: Callable[[str], bool]) -> list[int]:
+        return [i for i, name in enumerate(self.class_names) if chosen(name)]
+
+    def _listed_classes(self) -> str:
+        return ", ".join(f"{i}: {name}" for i, name in enumerate(self.class_names))
+
+
+def standard_logits(out: object) -> Tensor:
+    """Bring a classifier's output to one shape.
+
+    Parameters
+    ----------
+    out
+        Logits (N, K), (N,) of one class, or (N, K, 1, 1) of a convolutional head.
+
+    Returns
+    -------
+    Tensor
+        Logits (N, K), the same values.
+
+    Raises
+    ------
+    ModelError
+        If it is anything else, for example a feature map or a tuple.
+    """
+    if not isinstance(out, Tensor):
+        raise ModelError(
+            f"the classifier's output is a {type(out).__name__}; it has to be one tensor of logits (N, K)"
+        )
+    if out.ndim == 1:
+        return out[:, None]
+    if out.ndim == 4 and out.shape[2:] == (1, 1):
+        return out[:, :, 0, 0]
+    if out.ndim != 2:
+        raise ModelError(
+            f"the classifier's output has shape {tuple(out.shape)}, not logits (N, K); "
+            "it needs a head that gives one logit per class and patch"
+        )
+    return out
+
+
+def probabilities(logits: Tensor, output: Output) -> Tensor:
+    """Turn logits (N, K) into probabilities (N, K): softmax over the classes, or the sigmoid of each."""
+    return logits.softmax(dim=1) if output == "softmax" else logits.sigmoid()
+
+
+def checked(classifier: Classifier) -> Classifier:
+    """Try the classifier on two blank (white) patches and return it if it gives one finite logit per class.
+
+    Raises
+    ------
+    ModelError
+        If it does not take the patch, gives anything but logits (N, K), gives NaN, or ends in a softmax or
+        sigmoid: attributions explain the logit, never the probability.
+    """
+    with torch.no_grad(), _SquashWatch() as watch:
+        logits = _dry_run(classifier)
+    if logits.shape != (2, len(classifier.class_names)):
+        raise ModelError(
+            f"{classifier.uri} gives {tuple(logits.shape)} for 2 patches and {len(classifier.class_names)} "
+            f"classes ({_shortened(classifier.class_names)}); it has to give one logit per class and patch"
+        )
+    if not logits.isfinite().all():
+        raise ModelError(
+            f"{classifier.uri} gives NaN or infinite logits for a blank patch; its weights are broken"
+        )
+    if watch.squashed_by is not None:
+        raise ModelError(
+            f"{classifier.uri} ends in a {watch.squashed_by}; saliency needs logits, not probabilities: "
+            "remove that last step and pass the same weights with --model timm:NAME --weights FILE"
+        )
+    return classifier
+
+
+def _dry_run(classifier: Classifier) -> Tensor:
+    """Logits (2, K) of two white patches."""
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (classifier.mean, classifier.std))
+    white = ((1 - mean) / std).expand(2, 3, classifier.patch, classifier.patch).contiguous()
+    try:
+        out = classifier.module(white)
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{classifier.uri} does not take a patch of {classifier.patch} px ({_first_line(error)}); "
+            "give its size with --patch"
+        ) from error
+    try:
+        return standard_logits(out)
+    except ModelError as error:
+        raise ModelError(f"{classifier.uri}: {error}") from error
+
+
+class _SquashWatch(TorchFunctionMode):
+    """Sees whether a forward pass squashes its result after the last function that has weights.
+
+    Looking at the functions is exact; looking at values is not, for a single logit may well lie in [0, 1].
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.squashed_by: str | None = None
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        name = name if name.startswith("__") else name.rstrip("_")  # in place: sigmoid_
+        if name in _WEIGHTED:
+            self.squashed_by = None
+        elif name in _SQUASHING:
+            self.squashed_by = name
+        return func(*args, **(kwargs or {}))
+
+
+def _shortened(names: Sequence[str], shown: int = 4) -> str:
+    return ", ".join(names[:shown]) + (", …" if len(names) > shown else "")
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

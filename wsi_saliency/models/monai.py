@@ -1,0 +1,74 @@
+"""MONAI bundles: the Camelyon16 metastasis classifier ``MONAI/pathology_tumor_detection``."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from wsi_saliency.errors import ModelError
+from wsi_saliency.models.hub import hub_file
+from wsi_saliency.models.timm import build, described
+from wsi_saliency.models.weights import read_weights
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from wsi_saliency.models.classifier import Classifier
+
+PATHOLOGY_TUMOR_DETECTION = "MONAI/pathology_tumor_detection"
+REVISION = "0.6.3"  # MONAI tags each bundle version on the Hub; 0.6.4 has the same weights
+WEIGHTS_FILE = "models/model.pt"
+
+# MONAI's TorchVisionFCModel holds torchvision's ResNet as a sequence; 2 and 3 are its ReLU and max pooling.
+_RESNET_NAMES: Mapping[str, str] = {
+    "features.0.": "conv1.",
+    "features.1.": "bn1.",
+    "features.4.": "layer1.",
+    "features.5.": "layer2.",
+    "features.6.": "layer3.",
+    "features.7.": "layer4.",
+}
+
+
+def load_monai(repo: str, weights: Path | None) -> Classifier:
+    """Load a MONAI bundle of the Hub into timm's ResNet-18; ``weights`` is a local copy of its ``model.pt``.
+
+    The description is that of the bundle's ``metadata.json`` and ``inference.json``: patches of 224 pixels of
+    Camelyon16's finest level (about 0.25 µm), x / 127.5 − 1, one logit, metastasis. timm averages the last
+    feature map over its whole extent where the bundle averages 7 × 7 cells: the same at 224 pixels only.
+
+    Raises
+    ------
+    ModelError
+        If it is another bundle, or the weights are neither cached nor reachable, or do not fit.
+    """
+    if repo != PATHOLOGY_TUMOR_DETECTION:
+        raise ModelError(
+            f"monai:{repo} is not understood; of MONAI's bundles monai:{PATHOLOGY_TUMOR_DETECTION} is"
+        )
+    read = read_weights(weights or hub_file(repo, WEIGHTS_FILE, REVISION))
+    renamed = described(
+        replace(read, state=resnet_state(read.state)),
+        patch=224,
+        mpp=0.25,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+        class_names=("metastasis",),
+        note="MONAI calls this model an example, not to be used for diagnostic purposes",
+    )
+    return build("resnet18", renamed, f"monai:{repo}")
+
+
+def resnet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the parameters of MONAI's ``TorchVisionFCModel`` to those of timm's ResNet."""
+    return {_resnet_name(key): value for key, value in state.items()}
+
+
+def _resnet_name(key: str) -> str:
+    for monai, resnet in _RESNET_NAMES.items():
+        if key.startswith(monai):
+            return resnet + key.removeprefix(monai)
+    return key

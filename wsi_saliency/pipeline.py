@@ -1,0 +1,258 @@
+"""One slide end to end: cut into patches, each explained at a hidden layer, laid back over the slide."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from wsi_saliency.errors import OutputError
+from wsi_saliency.geometry import Region, Size, Tile
+from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
+from wsi_saliency.heatmap.ome_zarr import HeatmapWriter
+from wsi_saliency.heatmap.overview import write_overview
+from wsi_saliency.heatmap.pyramid import HeatmapInfo
+from wsi_saliency.heatmap.stitching import Stitcher
+from wsi_saliency.models.classifier import probabilities
+from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.plan import Plan, plan_slide, with_drift
+from wsi_saliency.record import RUN_JSON, Stopwatch, read_record, run_record
+from wsi_saliency.saliency.engine import Explainer, Explanation
+from wsi_saliency.settings import RunSettings
+from wsi_saliency.slides.blocks import PatchReader
+from wsi_saliency.slides.slide import open_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from wsi_saliency.heatmap.ome_zarr import Heatmap
+
+    _WriteRows = Callable[[int, NDArray[np.float32]], None]
+
+log = logging.getLogger(__name__)
+
+ZARR, TIFF, OVERVIEW, TILES = "saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv"
+_OVERVIEW_SIDE = 1600  # pixels
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind: the folder, its ``run.json``, and whether it was there already."""
+
+    folder: Path
+    record: dict[str, Any]
+    kept: bool = False
+
+
+def load_explainer(settings: RunSettings) -> Explainer:
+    """Load the classifier that the settings name, and find the layer and the target in it.
+
+    Raises
+    ------
+    ModelError, SettingsError
+        If the classifier, the layer, the target or the device cannot be had.
+    """
+    classifier = load_classifier(
+        settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
+    )
+    for note in classifier.notes:
+        log.warning("%s: %s", settings.model, note)
+    return Explainer.of(
+        classifier,
+        layer=settings.layer,
+        target=settings.target,
+        method=settings.method,
+        attribution=settings.attribution,
+        device=settings.device,
+        precision=settings.precision,
+        batch=settings.batch,
+    )
+
+
+def explain_slide(
+    slide: Path | str,
+    folder: Path | str,
+    settings: RunSettings | None = None,
+    *,
+    explainer: Explainer | None = None,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Result:
+    """Turn a slide into a hidden-layer saliency heatmap that lies on it to the pixel.
+
+    Parameters
+    ----------
+    slide
+        A whole-slide image.
+    folder
+        Where the results go. They are written under a temporary name beside it; the folder appears when all
+        of them are there.
+    settings
+        What to compute; the defaults of `RunSettings` if left out.
+    explainer
+        A classifier loaded by `load_explainer` with the same settings, to use for several slides.
+    overwrite
+        Replace a complete result; otherwise it is kept.
+    progress
+        Show a bar with patches, patches per second and the time left, where there is a terminal.
+
+    Raises
+    ------
+    SlideError, ModelError, SettingsError, OutputError
+        If the slide cannot be read, the classifier not explained, or the results not be written.
+    """
+    path, folder, settings = Path(slide), Path(folder), settings or RunSettings()
+    existing = read_record(folder)
+    if existing and not overwrite:
+        return Result(folder, existing, kept=True)
+    explainer = explainer or load_explainer(settings)
+    clock = Stopwatch()
+    with open_slide(path, settings.mpp) as opened, _unfinished(folder) as work:
+        for warning in opened.warnings:
+            log.warning("%s: %s", path.name, warning)
+        with clock.station("tissue"):
+            plan = plan_slide(opened, explainer, settings)
+        with clock.station("drift"):
+            plan = with_drift(plan, settings.workers)
+        if not plan.tiles:
+            log.warning("%s: no tissue found; the map is complete and empty", path.name)
+        heatmap = _explain_tiles(plan, settings, work, clock, progress=progress)
+        with clock.station("tiff"):
+            write_ome_tiff(work / TIFF, heatmap)
+        with clock.station("overview"):
+            _write_overview(work / OVERVIEW, plan, heatmap)
+        record = run_record(plan, settings, clock)
+        (work / RUN_JSON).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    return Result(folder, record)
+
+
+def _explain_tiles(
+    plan: Plan, settings: RunSettings, work: Path, clock: Stopwatch, *, progress: bool
+) -> Heatmap:
+    """Stream the patches through the classifier, their maps to the OME-Zarr, their figures to the table."""
+    layer = plan.explainer.geometry
+    store = HeatmapWriter.create(work / ZARR, plan.cells, heatmap_info(plan), settings.ome_zarr)
+    stitcher = Stitcher(
+        plan.grid, plan.tiles, layer.cell_w, layer.cell_h, _near_tissue(plan, store.write_rows)
+    )
+    reader = PatchReader(plan.slide, plan.grid, plan.tiles, settings.workers)
+    shares = iter(plan.tissue_shares)
+    with (
+        _tile_table(work / TILES, plan) as write_row,
+        tqdm(
+            total=len(plan.tiles), desc=plan.slide.path.name, unit="patch", disable=None if progress else True
+        ) as bar,
+    ):
+        for tiles, patches in clock.iterate("read", reader.batches(plan.explainer.batch)):
+            with clock.station("explain"):
+                explanation = plan.explainer(patches)
+            with clock.station("stitch"):
+                for tile, cell_map in zip(tiles, explanation.maps.numpy(), strict=True):
+                    stitcher.add(tile, cell_map)
+                _write_tiles(write_row, plan, tiles, shares, explanation)
+            bar.update(len(tiles))
+    with clock.station("zarr"):
+        stitcher.finish()
+        return store.finish()
+
+
+def _near_tissue(plan: Plan, write_rows: _WriteRows) -> _WriteRows:
+    """Put 0 where there is no tissue near, unless every patch of the slide was wanted."""
+    if len(plan.tiles) == len(plan.grid):
+        return write_rows
+    return lambda cell_y, rows: write_rows(cell_y, np.where(plan.near_tissue(cell_y, len(rows)), rows, 0))
+
+
+def heatmap_info(plan: Plan) -> HeatmapInfo:
+    """Collect what the heatmap's files say about themselves."""
+    explainer, classifier = plan.explainer, plan.explainer.classifier
+    target = classifier.class_names[explainer.target]
+    return HeatmapInfo(
+        slide_name=plan.slide.path.name,
+        slide_size=plan.slide.size,
+        slide_mpp=plan.slide.mpp,
+        placement=plan.placement,
+        channel=f"{explainer.attribution} · {explainer.method} · {explainer.geometry.name} · {target}",
+        details={
+            "model": classifier.uri,
+            "model_sha256": classifier.sha256,
+            "method": explainer.method,
+            "attribution": explainer.attribution,
+            "layer": explainer.geometry.name,
+            "target": target,
+        },
+    )
+
+
+@contextmanager
+def _tile_table(path: Path, plan: Plan) -> Iterator[Any]:
+    """Open ``tiles.csv``; yields the function that writes a row."""
+    names = [f"probability_{name}" for name in plan.explainer.classifier.class_names]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["x", "y", "w", "h", "tissue", *names, "saliency_mean", "saliency_max"])
+        yield rows.writerow
+
+
+def _write_tiles(
+    write_row: Any, plan: Plan, tiles: Sequence[Tile], shares: Iterator[float], explanation: Explanation
+) -> None:
+    scores = probabilities(explanation.logits, plan.explainer.classifier.output).tolist()
+    flat = explanation.maps.flatten(1)
+    for tile, tissue, score, mean, largest in zip(
+        tiles, shares, scores, flat.mean(1).tolist(), flat.amax(1).tolist(), strict=False
+    ):
+        figures = [f"{value:.6g}" for value in (*score, mean, largest)]
+        write_row([*plan.grid.level0_box(tile), f"{tissue:.4f}", *figures])
+
+
+def _write_overview(path: Path, plan: Plan, heatmap: Heatmap) -> None:
+    size = plan.slide.size
+    scale = max(1.0, max(size.w, size.h) / _OVERVIEW_SIDE)
+    shape = Size(max(1, round(size.w / scale)), max(1, round(size.h / scale)))
+    thumbnail = plan.slide.read(Region(0, 0, size.w, size.h), shape)
+    target = plan.explainer.classifier.class_names[plan.explainer.target]
+    write_overview(path, thumbnail, heatmap, label=f"{plan.explainer.attribution}, {target} logit")
+
+
+@contextmanager
+def _unfinished(folder: Path) -> Iterator[Path]:
+    """Yield a working folder that becomes ``folder`` when the block ends well, and is removed otherwise."""
+    work = folder.with_name(f"{folder.name}.partial")
+    if folder.exists() and not read_record(folder) and any(folder.iterdir()):
+        raise OutputError(
+            f"{folder}: exists and is not a result of this program; choose another folder with -o"
+        )
+    try:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        yield work
+        _take_place(work, folder)
+    except OSError as e:
+        raise OutputError(
+            f"{folder}: cannot be written ({e.strerror or e}); choose another folder with -o"
+        ) from e
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _take_place(work: Path, folder: Path) -> None:
+    """Put ``work`` in the place of ``folder``; an older result is gone only when the new one stands."""
+    if not folder.exists():
+        work.rename(folder)
+        return
+    old = folder.with_name(f"{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    work.rename(folder)
+    shutil.rmtree(old)

@@ -1,0 +1,1 @@
+"""Explaining: layers, smoothing, attribution. Nothing here opens a slide."""

@@ -1,0 +1,1 @@
+"""Reading: slides, tissue, blocks. Nothing here imports torch."""
