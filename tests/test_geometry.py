@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,7 +21,7 @@ def test_positions_cover_every_pixel_on_the_cell_grid(length, cells, overlap, re
     found = positions(length, patch, stride, reduction)
     assert found[0] == 0
     assert all(p % reduction == 0 for p in found)
-    assert all(0 < b - a <= stride for a, b in zip(found, found[1:], strict=False))
+    assert all(0 < b - a <= stride for a, b in pairwise(found))
     assert all(p == k * stride for k, p in enumerate(found[:-1]))
     assert length <= found[-1] + patch < max(length, patch) + reduction
 
@@ -79,7 +81,7 @@ def test_patch_smaller_than_a_cell_is_refused():
 
 
 def test_placement_of_a_symmetric_layer():
-    """Cell i of a layer with reduction 8 sits over pixel 8 i: from −3.5 to 4.5, on a canvas of 2 px a pixel."""
+    """Cell i of a layer with reduction 8 sits over pixel 8 i: from −3.5 to 4.5 (scale 2)."""
     place = Placement.of(Canvas(100, 100, 2.0, 2.0), 8, 0.5, 0.5)
     assert place == Placement(-7.0, -7.0, 16.0, 16.0)
     assert place.centre(3, 0) == (2 * (3 * 8 + 0.5), 1.0)

@@ -100,7 +100,7 @@ def slow_resample(
                 picked[:, where] = weight[:, column]
         weights.append(picked)
     across, down = weights
-    return 255 + np.einsum("ij,jkc,lk->ilc", down, pixels.astype(float) - 255, across, optimize=True)
+    return np.asarray(255 + np.einsum("ij,jkc,lk->ilc", down, pixels - 255.0, across, optimize=True))
 
 
 PICTURE = noise(300, 260)
@@ -111,6 +111,24 @@ def test_whole_pixels_at_scale_one_are_copied() -> None:
     slide = ArraySlide([PICTURE])
     got = slide.read(Region(13, 27, 100, 90), Size(100, 90))
     np.testing.assert_array_equal(got, PICTURE[27:117, 13:113])
+
+
+def test_copies_read_nothing_beside_the_region() -> None:
+    slide = FormulaSlide(Size(900, 900), lambda x, y: x / 9 + y / 9)
+    slide.read(Region(13, 27, 100, 90), Size(100, 90))
+    assert slide.largest_read == 100 * 90
+
+
+def test_failure_names_file_and_region() -> None:
+    class Broken(ArraySlide):
+        def _read_level(self, *args: int) -> LevelPixels:
+            raise SlideError("bad marker")
+
+    with pytest.raises(SlideError) as raised:
+        Broken([PICTURE]).read(Region(1, 2.5, 30, 40), Size(3, 4))
+    assert str(raised.value) == (
+        "array: cannot read the region x=1, y=2.5, w=30, h=40 (level-0 pixels): bad marker"
+    )
 
 
 def test_outside_is_white() -> None:

@@ -53,7 +53,12 @@ def random_case(seed, overlap, w, h, share):
 
 
 cases = st.builds(
-    random_case, st.integers(0, 99), st.floats(0, 0.9), st.integers(1, 120), st.integers(1, 120), st.floats(0, 1)
+    random_case,
+    st.integers(0, 99),
+    st.floats(0, 0.9),
+    st.integers(1, 120),
+    st.integers(1, 120),
+    st.floats(0, 1),
 )
 
 

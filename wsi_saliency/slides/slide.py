@@ -335,9 +335,8 @@ def spacing_of_plain_tiff(given: float | None, tagged: Mpp | None) -> Spacing:
     """
     if given is not None or tagged is None or is_plausible(tagged):
         return spacing_of(given, tagged, None)
-    warning = (
-        f"its resolution tags say {tagged.x:g} × {tagged.y:g} µm, outside {_plausible_range()}, not believed"
-    )
+    size = f"{tagged.x:.4g} × {tagged.y:.4g} µm"
+    warning = f"its resolution tags say {size}, outside {_plausible_range()}, not believed"
     return Spacing(None, "unknown", (warning,))
 
 

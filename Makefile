@@ -1,0 +1,43 @@
+# Needs Python >= 3.11 and a network. PYTHON=python3.12 make … picks another interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint types contracts clean
+
+demo: $(VENV)/.installed
+	$(BIN)/wsi-saliency run sample_data/tumour_nests.svs --model demo -o demo-output --overwrite
+	@echo
+	@echo "Look at:"
+	@echo "  demo-output/tumour_nests/overview.png         the slide, and the map over it"
+	@echo "  demo-output/tumour_nests/saliency.ome.tif     the map for QuPath, Bio-Formats, OMERO"
+	@echo "  demo-output/tumour_nests/saliency.ome.zarr    the map for napari, viv, neuroglancer"
+	@echo "  demo-output/tumour_nests/tiles.csv            the patches and what the classifier says of them"
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+contracts: $(VENV)/.installed-test
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) demo-output build dist .*_cache
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: PYTHON=python3.12 make …")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e .
+	touch $@
+
+$(VENV)/.installed-test: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[test]'
+	touch $@ $(VENV)/.installed
