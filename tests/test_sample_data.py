@@ -182,6 +182,19 @@ def test_evidence_is_never_negative(model: torch.nn.Module) -> None:
     assert len(strided) > 1, "nothing to smooth"
 
 
+@pytest.mark.parametrize("times_activation", [False, True])
+def test_saliency_is_in_the_nests(
+    model: torch.nn.Module, scene: make_sample.Scene, *, times_activation: bool
+) -> None:
+    assert train_demo.contrast(model, scene, "layer2", smooth=True, times_activation=times_activation) > 2
+
+
+def test_measuring_leaves_no_hook(model: torch.nn.Module) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), np.uint8)
+    train_demo.patch_maps(model, noise, "layer2", smooth=True, times_activation=False)
+    assert not any(m._forward_hooks or m._backward_hooks for m in model.modules())
+
+
 def test_training_and_evaluation_seeds_are_apart() -> None:
     sets = [
         {make_sample.SEED},

@@ -222,7 +222,11 @@ def _write_overview(path: Path, plan: Plan, heatmap: Heatmap) -> None:
     shape = Size(max(1, round(size.w / scale)), max(1, round(size.h / scale)))
     thumbnail = plan.slide.read(Region(0, 0, size.w, size.h), shape)
     target = plan.explainer.classifier.class_names[plan.explainer.target]
-    write_overview(path, thumbnail, heatmap, label=f"{plan.explainer.attribution}, {target} logit")
+    attribution = plan.explainer.attribution
+    if attribution == "gradient":  # its sign is that of a layer's channels, which nobody chose
+        write_overview(path, thumbnail, heatmap, label=f"|gradient| of the {target} logit", signed=False)
+    else:
+        write_overview(path, thumbnail, heatmap, label=f"{attribution}, {target} logit")
 
 
 @contextmanager

@@ -92,7 +92,8 @@ def write_overview(
     label
         What the values are, beside the colour bar.
     signed
-        Whether the sign is shown: diverging colours around 0 instead of magma. None decides by `is_signed`.
+        True draws signed values in diverging colours around 0, False their magnitudes in magma. None decides
+        by `is_signed`.
 
     Raises
     ------
@@ -101,6 +102,8 @@ def write_overview(
     """
     size = Size(thumbnail.shape[1], thumbnail.shape[0])
     values = map_on_thumbnail(heatmap, size)
+    if signed is False:
+        values = np.abs(values)
     window = window_of(values if computed is None else values[computed], 0.0, 0.0)
     shown = np.ma.masked_array(values, values == 0 if computed is None else ~computed)
     colours = _colours(is_signed(window) if signed is None else signed, window)
