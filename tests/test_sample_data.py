@@ -137,6 +137,11 @@ def test_masks_tell_the_truth(scene: make_sample.Scene) -> None:
     assert red[tumour].mean() + 40 < red[scene.nests & ~tumour].mean()
 
 
+def test_small_section_that_touches_the_frame() -> None:
+    scene = make_sample.draw_scene(9, 512, 448)  # a vessel's red cells reach past the frame
+    assert scene.tissue.any()
+
+
 def test_size_must_fit_the_coarse_map() -> None:
     with pytest.raises(ValueError, match="multiple of 8"):
         make_sample.draw_scene(1, 1001, 800)
