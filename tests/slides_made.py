@@ -43,6 +43,16 @@ def noise(h: int, w: int, seed: int = 0) -> NDArray[np.uint8]:
     return np.random.default_rng(seed).integers(0, 256, (h, w, 3), np.uint8)
 
 
+def section(w: int, h: int, *boxes: tuple[int, int, int, int], seed: int = 0) -> NDArray[np.uint8]:
+    """Draw (h, w, 3) glass with ``boxes`` (x, y, w, h) of stained tissue, grainy everywhere."""
+    rng = np.random.default_rng(seed)
+    rgb = np.full((h, w, 3), 250.0) + rng.normal(0, 1, (h, w, 3))
+    for x, y, box_w, box_h in boxes:
+        part = rgb[y : y + box_h, x : x + box_w]
+        part[:] = (175, 90, 150) + rng.normal(0, 15, part.shape[:2])[..., None]
+    return np.clip(np.rint(rgb), 0, 255).astype(np.uint8)
+
+
 def write_svs(
     path: Path,
     levels: Sequence[NDArray[np.uint8]],

@@ -7,88 +7,8 @@ import torch
 from tests.nets import random_net, spot_classifier
 from tests.test_smoothing import assert_untouched, state_of
 from wsi_saliency.errors import ModelError, SettingsError
-from wsi_saliency.saliency.engine import Explainer, choose_device, eval_mode, explain
-from wsi_saliency.saliency.smoothing import smoothed
-from wsi_saliency.settings import ATTRIBUTIONS, METHODS
-
-X = torch.randn(2, 3, 67, 65, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-
-
-def suffix(net, start, activation, target):
-    """Logit of the part of a sequence behind a layer."""
-    return net[start + 1 :](activation)[:, target].sum().detach()
-
-
-@pytest.mark.parametrize("start", [0, 1, 3, 5])
-def test_gradient_against_finite_differences(start):
-    net = random_net()
-    maps = explain(net, X, str(start), 1).maps
-    activation = net[: start + 1](X).detach()
-    rng = np.random.default_rng(0)
-    for _ in range(5):
-        n, i, j = (int(rng.integers(0, size)) for size in (2, *activation.shape[2:]))
-        difference, step = 0.0, 1e-6
-        for channel in range(activation.shape[1]):
-            for sign in (1, -1):
-                moved = activation.clone()
-                moved[n, channel, i, j] += sign * step
-                difference += sign * float(suffix(net, start, moved, 1)) / (2 * step)
-        assert maps[n, i, j] == pytest.approx(difference / activation.shape[1], rel=1e-4, abs=1e-9)
-
-
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("layer", ["input", "0", "1", "4"])
-def test_attributions_against_plain_autograd(method, layer):
-    """Without any of the engine's shortcuts: the whole graph is recorded and the layer's output kept."""
-    net = random_net()
-    kept = []
-    with smoothed(net, method):
-        x = X.clone().requires_grad_()
-        if layer == "input":
-            kept.append(x)
-        else:
-            handle = net[int(layer)].register_forward_hook(lambda m, i, o: kept.append(o))
-        y = net(x)[:, 2].sum()
-        (g,) = torch.autograd.grad(y, kept[0])
-        if layer != "input":
-            handle.remove()
-        found = {a: explain(net, X, layer, 2, a).maps for a in ATTRIBUTIONS}
-    torch.testing.assert_close(found["gradient"], g.mean(1).float())
-    torch.testing.assert_close(found["gradient-x-activation"], (g * kept[0]).mean(1).detach().float())
-
-
-@pytest.mark.parametrize("layer", ["input", "0", "3", "5"])
-def test_layers_before_an_inplace_relu(layer):
-    torch.testing.assert_close(
-        explain(random_net(inplace=True), X, layer, 0).maps, explain(random_net(), X, layer, 0).maps
-    )
-
-
-def test_nothing_below_the_layer_is_recorded_and_no_parameter_gets_a_gradient():
-    net = random_net()
-    recorded = []
-    handles = [m.register_forward_hook(lambda m, i, o: recorded.append(o.requires_grad)) for m in net]
-    before = state_of(net)
-    explain(net, X, "4", 0)
-    assert recorded == [False] * 5 + [True] * 7
-    assert_untouched(net, before)
-    assert torch.is_grad_enabled()
-    for handle in handles:
-        handle.remove()
-
-
-def test_logits_are_those_of_the_model():
-    torch.testing.assert_close(explain(random_net(), X, "4", 0).logits, random_net()(X).detach().float())
-
-
-@pytest.mark.parametrize("broken", ["10", "nosuch"])
-def test_nothing_stays_after_an_exception(broken):
-    net = random_net()
-    before = state_of(net)
-    with pytest.raises((ModelError, AttributeError)):
-        explain(net, X, broken, 0)
-    assert_untouched(net, before)
-    assert torch.is_grad_enabled()
+from wsi_saliency.saliency.engine import Explainer, choose_device, eval_mode
+from wsi_saliency.saliency.patches import explain_patches
 
 
 def test_eval_mode_gives_every_module_its_own_flag_back():
@@ -111,9 +31,9 @@ def explainer(**how):
 def test_explainer_normalises_as_the_classifier_says():
     found = explainer(layer="stage2", method="none")(patches())
     images = 1 - torch.from_numpy(patches()).permute(0, 3, 1, 2).float() / 255
-    expected = explain(spot_classifier(64).module, images, "stage2", 1)
-    torch.testing.assert_close(found.maps, expected.maps)
-    torch.testing.assert_close(found.logits, expected.logits)
+    module = spot_classifier(64).module
+    torch.testing.assert_close(found.maps, explain_patches(module, images, "stage2", 1, "gradient", "none"))
+    torch.testing.assert_close(found.logits, module(images))
     assert found.maps.dtype == torch.float32
 
 
@@ -136,10 +56,10 @@ def test_batch_is_halved_when_it_does_not_fit(monkeypatch):
     expected = e(patches()).maps
     whole = Explainer._explain
 
-    def small_memory(self, some, method):
+    def small_memory(self, some, network):
         if len(some) > 1:
             raise torch.OutOfMemoryError
-        return whole(self, some, method)
+        return whole(self, some, network)
 
     monkeypatch.setattr(Explainer, "_explain", small_memory)
     torch.testing.assert_close(e(patches()).maps, expected)
@@ -147,7 +67,7 @@ def test_batch_is_halved_when_it_does_not_fit(monkeypatch):
 
 
 def test_a_patch_that_never_fits_is_reported(monkeypatch):
-    def no_memory(self, some, method):
+    def no_memory(self, some, network):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Explainer, "_explain", no_memory)

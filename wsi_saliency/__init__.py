@@ -12,17 +12,23 @@ if TYPE_CHECKING:
     from wsi_saliency.models.loading import load_classifier as load_classifier
     from wsi_saliency.pipeline import explain_slide as explain_slide
     from wsi_saliency.pipeline import load_explainer as load_explainer
+    from wsi_saliency.saliency.patches import explain_patches as explain_patches
     from wsi_saliency.saliency.smoothing import smoothed as smoothed
+    from wsi_saliency.saliency.surrogate import Surrogate as Surrogate
+    from wsi_saliency.saliency.surrogate_training import train_surrogate as train_surrogate
     from wsi_saliency.settings import RunSettings as RunSettings
     from wsi_saliency.slides.slide import open_slide as open_slide
 
 _HOMES = {
     "RunSettings": "settings",
+    "explain_patches": "saliency.patches",
     "explain_slide": "pipeline",
     "load_classifier": "models.loading",
     "load_explainer": "pipeline",
     "open_slide": "slides.slide",
     "smoothed": "saliency.smoothing",
+    "train_surrogate": "saliency.surrogate_training",
+    "Surrogate": "saliency.surrogate",
 }
 
 __all__ = sorted(_HOMES)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import glob
 import logging
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import SlideError, WsiSaliencyError
-from wsi_saliency.pipeline import Result, explain_slide, load_explainer
+from wsi_saliency.pipeline import PARTIAL, TIFF, Result, explain_slide, load_explainer
+from wsi_saliency.record import RUN_JSON
 from wsi_saliency.slides.slide import is_slide_name
 
 if TYPE_CHECKING:
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+
 
 @dataclass(frozen=True)
 class Job:
@@ -30,53 +34,83 @@ class Job:
     name: Path
 
 
-@dataclass
-class Outcome:
-    """What became of a batch: results in order, and what went wrong, by slide."""
-
-    results: list[Result] = field(default_factory=list)
-    failures: dict[Path, str] = field(default_factory=dict)
-
-
 def find_slides(inputs: Iterable[str | Path]) -> list[Job]:
     """Find the slides that files, folders and glob patterns name, in a stable order, each once.
 
-    A folder is searched with all folders below it; its slides keep their relative path. Two slides that
+    A folder is searched with all folders below it. What this program has written there is left out, and of
+    the ``.dcm`` files in one folder, which are parts of one slide, the first stands for all. Results keep the
+    slides' paths below that folder, or below the part of a pattern before its first wildcard. Two slides that
     differ in their suffix only keep it in the name of their results.
 
     Raises
     ------
     SlideError
-        If a folder or a pattern has no slides.
+        If a folder or a pattern has no slides, or the results of two slides would share a folder.
     """
-    found = {slide.resolve(): (slide, name) for text in inputs for slide, name in _expand(Path(text))}
-    names = Counter(name.with_suffix("") for _, name in found.values())
-    return [
-        Job(slide, name.with_suffix("") if names[name.with_suffix("")] == 1 else _with_suffix_kept(name))
-        for slide, name in found.values()
-    ]
-
-
-def _with_suffix_kept(name: Path) -> Path:
-    return name.with_name(name.name.replace(".", "_"))
+    found: dict[Path, tuple[Path, Path]] = {}
+    for slide, name in chain.from_iterable(_expand(Path(text)) for text in inputs):
+        found.setdefault(slide.resolve(), (slide, name))
+    shared = Counter(name.with_suffix("") for _, name in found.values())
+    jobs: dict[Path, Job] = {}
+    for slide, name in found.values():
+        stem = name.with_suffix("")
+        job = Job(slide, stem if shared[stem] == 1 else name.with_name(name.name.replace(".", "_")))
+        if job.name in jobs:
+            raise SlideError(
+                f"{jobs[job.name].slide} and {slide} would both be written to {job.name}; name the folder "
+                "above both, or run them apart with another -o"
+            )
+        jobs[job.name] = job
+    return list(jobs.values())
 
 
 def _expand(path: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield slides with their path relative to what was named."""
+    """Yield slides with the path that their results keep."""
     if path.is_dir():
-        slides = sorted(p for p in path.rglob("*") if p.is_file() and is_slide_name(p))
-        if not slides:
-            raise SlideError(
-                f"{path}: no slides in this folder; name a slide, a folder with slides or a pattern"
-            )
-        yield from ((slide, slide.relative_to(path)) for slide in slides)
+        root, slides = path, _slides_below(path)
+        missing = "no slides in this folder; name a slide, a folder with slides or a pattern"
     elif glob.has_magic(str(path)) and not path.exists():
-        slides = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if Path(p).is_file())
-        if not slides:
-            raise SlideError(f"{path}: no slides match this pattern")
-        yield from ((slide, Path(slide.name)) for slide in slides)
+        root = _fixed_part(path)
+        slides, missing = _matches(path, root), "no slides match this pattern"
     else:
-        yield path, Path(path.name)
+        root, slides, missing = path.parent, [path], ""
+    if not slides:
+        raise SlideError(f"{path}: {missing}")
+    yield from ((slide, slide.relative_to(root)) for slide in slides)
+
+
+def _matches(pattern: Path, root: Path) -> list[Path]:
+    """Files that match a pattern, and the slides in folders that do."""
+    paths = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
+    in_folders = [slide for path in paths if path.is_dir() for slide in _slides_below(path)]
+    return _selected([*(path for path in paths if path.is_file()), *in_folders], root)
+
+
+def _slides_below(folder: Path) -> list[Path]:
+    return _selected(sorted(p for p in folder.rglob("*") if is_slide_name(p) and p.is_file()), folder)
+
+
+def _selected(files: Iterable[Path], root: Path) -> list[Path]:
+    """Leave out our own outputs and all DICOM files of a folder but the first.
+
+    OpenSlide finds the other levels of a DICOM slide from any of its files.
+    """
+    selected: dict[Path, Path] = {}
+    for file in files:
+        if not _is_own_output(file, root):
+            selected.setdefault(file.parent if file.suffix.lower() in DICOM_SUFFIXES else file, file)
+    return list(selected.values())
+
+
+def _is_own_output(file: Path, root: Path) -> bool:
+    """Whether a file found below ``root`` belongs to a result of this program, finished or not."""
+    growing = any(folder.name.endswith(PARTIAL) for folder in file.relative_to(root).parents)
+    return growing or (file.name == TIFF and (file.parent / RUN_JSON).exists())
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """Return the folder before the first wildcard."""
+    return Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts))
 
 
 def explain_slides(
@@ -112,4 +146,5 @@ def explain_slides(
             yield job, str(e)
         except Exception as e:
             log.debug("%s", job.slide, exc_info=True)
-            yield job, f"{job.slide}: unexpected {type(e).__name__}: {e} (run with -v for the traceback)"
+            reason = " ".join(f"{type(e).__name__}: {e}".split())
+            yield job, f"{job.slide}: unexpected {reason} (run with -v for the traceback)"

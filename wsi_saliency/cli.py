@@ -19,6 +19,7 @@ from wsi_saliency.settings import (
     PRECISIONS,
     RunSettings,
 )
+from wsi_saliency.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,6 +31,7 @@ class _Commands(click.Group):
     """A group whose commands end with one line instead of a traceback when a user error comes up."""
 
     def invoke(self, ctx: click.Context) -> Any:
+        _speak()
         try:
             return super().invoke(ctx)
         except WsiSaliencyError as e:
@@ -40,15 +42,19 @@ class _Commands(click.Group):
 
 
 @click.group(
-    cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage, "
+    "130 interrupted.",
 )
 @click.version_option(package_name="wsi-saliency")
 def cli() -> None:
-    r"""Smooth hidden-layer saliency heatmaps of tumour classifiers over whole-slide images.
+    """Smooth hidden-layer saliency heatmaps of tumour classifiers over whole-slide images."""
 
-    \b
-    Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage, 130 interrupted.
-    """
+
+def _examples(*lines: str) -> str:
+    """Lines of a command's epilog that click must not join."""
+    return "\n".join(["\b", "Examples:", *(f"  wsi-saliency {line}" for line in lines)])
 
 
 def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -103,7 +109,13 @@ _tissue_threshold = click.option(
 )
 
 
-@cli.command()
+@cli.command(
+    epilog=_examples(
+        "run slide.svs --model demo",
+        "run slides/ -o maps --layer layer3 --overlap 0.75",
+        "run slide.tif --mpp 0.5 --model timm:resnet18 --weights weights.safetensors",
+    )
+)
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
 @click.option(
     "-o",
@@ -128,15 +140,21 @@ _tissue_threshold = click.option(
     type=click.Choice(ATTRIBUTIONS),
     default="gradient",
     show_default=True,
-    help="gradient: ∂y/∂A;  gradient-x-activation: A · ∂y/∂A; then the mean over channels.",
+    help="What is computed from the layer's activation A and the logit y: gradient ∂y/∂A; "
+    "gradient-x-activation A · ∂y/∂A; deeplift and integrated-gradients, the layer's share of y − y′ against "
+    "a grey baseline; gradcam A · mean ∂y/∂A. Then the mean over channels.",
 )
 @click.option(
     "--layer",
-    default=DEFAULT_LAYER,
-    show_default=True,
-    metavar="NAME|REDUCTION|input",
-    help="Layer to explain: a module name (layer2), a reduction (8: the last stage at 1/8 of the "
-    "patch's resolution), or input.",
+    metavar="NAME|REDUCTION|last|input",
+    help="Layer to explain: a module name (layer2), a reduction (8: the last stage at 1/8 of the patch's "
+    f"resolution), the last stage, or the input.  [default: {DEFAULT_LAYER}; last for gradcam]",
+)
+@click.option(
+    "--surrogate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What train-surrogate has written, for --method surrogate.  [default: the one bundled for demo]",
 )
 @click.option(
     "--target",
@@ -160,7 +178,13 @@ _tissue_threshold = click.option(
     metavar="N",
     help="Threads that read the slide.",
 )
-@click.option("--device", default="auto", show_default=True, metavar="auto|cpu|cuda[:i]|mps")
+@click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:i]|mps",
+    help="Where the classifier runs; auto is a GPU where there is one.",
+)
 @click.option(
     "--precision",
     type=click.Choice(PRECISIONS),
@@ -181,14 +205,7 @@ _tissue_threshold = click.option(
 def run(
     slides: tuple[str, ...], out: Path, overwrite: bool, quiet: bool, verbose: bool, **options: Any
 ) -> None:
-    r"""Lay a hidden-layer saliency heatmap over each SLIDE (files, folders or patterns).
-
-    \b
-    Examples:
-      wsi-saliency run slide.svs --model demo
-      wsi-saliency run slides/ -o maps --layer layer3 --overlap 0.75
-      wsi-saliency run slide.tif --mpp 0.5 --model timm:resnet18 --weights weights.safetensors
-    """
+    """Lay a hidden-layer saliency heatmap over each SLIDE (files, folders or patterns)."""
     _speak(quiet=quiet, verbose=verbose)
     from wsi_saliency.batch import explain_slides, find_slides
 
@@ -208,7 +225,7 @@ def run(
         raise click.exceptions.Exit(SOME_FAILED)
 
 
-@cli.command()
+@cli.command(epilog=_examples("inspect slide.svs --model demo"))
 @click.argument("slide", type=click.Path(path_type=Path))
 @click.option("--model", metavar="URI", help=f"{_MODEL_HELP}  [default: the figures of {DEFAULT_MODEL}]")
 @_model_options
@@ -216,31 +233,126 @@ def run(
 @_mpp
 @_tissue_threshold
 def inspect(slide: Path, model: str | None, **options: Any) -> None:
-    r"""Say what a SLIDE is: format, size, levels, mpp and where it came from, tissue, patches of a run.
-
-    \b
-    Example:
-      wsi-saliency inspect slide.svs --model demo
-    """
+    """Say what a SLIDE is: format, size, levels, mpp and where it came from, tissue, patches of a run."""
     from wsi_saliency.description import describe_slide
 
     _print(describe_slide(slide, RunSettings(**options), model))
 
 
-@cli.command("check-model")
+@cli.command(
+    "check-model",
+    epilog=_examples("check-model demo", "check-model timm:resnet18 --weights weights.safetensors"),
+)
 @click.argument("uri", metavar="URI")
 @_model_options
 def check_model(uri: str, **options: Any) -> None:
-    r"""Say what a classifier is: architecture, input, mpp, classes, strided convolutions, layers, hash.
-
-    \b
-    Examples:
-      wsi-saliency check-model demo
-      wsi-saliency check-model timm:resnet18 --weights weights.safetensors
-    """
+    """Say what a classifier is: architecture, input, mpp, classes, strided convolutions, layers, hash."""
     from wsi_saliency.description import describe_model
 
     _print(describe_model(uri, RunSettings(**options)))
+
+
+@cli.command(
+    "train-surrogate",
+    epilog=_examples(
+        "train-surrogate slides/ --model camelyon16 --balance metastasis -o surrogate.safetensors",
+        "train-surrogate slide.svs --model timm:resnet18 --weights weights.safetensors --patches 4000",
+    ),
+)
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("surrogate.safetensors"),
+    show_default=True,
+    metavar="FILE",
+    help="File to write. FILE.checkpoint beside it lets an interrupted training continue.",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="URI", help=_MODEL_HELP)
+@_model_options
+@click.option(
+    "--patches",
+    type=click.IntRange(min=2),
+    default=TrainingSettings.patches,
+    show_default=True,
+    metavar="N",
+    help="Patches to sample from tissue, evenly over the slides; a tenth of them is held out.",
+)
+@click.option(
+    "--balance",
+    metavar="NAME|INDEX",
+    help="Class as which half of the patches shall be predicted.  [default: patches as they come]",
+)
+@click.option(
+    "--epochs",
+    type=click.IntRange(min=1),
+    default=TrainingSettings.epochs,
+    show_default=True,
+    metavar="N",
+    help="Passes over the patches.",
+)
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=TrainingSettings.batch,
+    show_default=True,
+    metavar="N",
+    help="Patches per step.",
+)
+@click.option(
+    "--lr",
+    type=click.FloatRange(min=0, min_open=True),
+    default=TrainingSettings.lr,
+    show_default=True,
+    metavar="F",
+    help="Step size of Adam.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=TrainingSettings.seed,
+    show_default=True,
+    metavar="N",
+    help="Decides which patches are taken, and their order.",
+)
+@_mpp
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=TrainingSettings.workers,
+    show_default=True,
+    metavar="N",
+    help="Threads that read the slides.",
+)
+@click.option(
+    "--device",
+    default=TrainingSettings.device,
+    show_default=True,
+    metavar="auto|cpu|cuda[:i]|mps",
+    help="Where the surrogate is trained; auto is a GPU where there is one.",
+)
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+def train_surrogate(slides: tuple[str, ...], out: Path, quiet: bool, **options: Any) -> None:
+    """Train the surrogate of a classifier, for run --method surrogate, on tissue of SLIDEs.
+
+    Each strided convolution but the first gets a stand-in that learns its answers and looks at all pixels
+    alike. Ends with how well predictions and layers are kept on patches held out.
+    """
+    _speak(quiet=quiet)
+    from wsi_saliency.batch import find_slides
+    from wsi_saliency.training import checkpoint_of, report, train_surrogate_on_slides
+
+    paths = [job.slide for job in find_slides(slides)]
+    try:
+        surrogate = train_surrogate_on_slides(paths, out, TrainingSettings(**options), progress=not quiet)
+    except KeyboardInterrupt:
+        if checkpoint_of(out).exists():
+            click.echo(f"Interrupted; the same command continues from {checkpoint_of(out)}.", err=True)
+            raise click.exceptions.Exit(INTERRUPTED) from None
+        raise
+    if not quiet:
+        _print([*report(surrogate), ("written", str(out))])
 
 
 def _print(lines: list[tuple[str, str]]) -> None:
@@ -251,7 +363,8 @@ def _print(lines: list[tuple[str, str]]) -> None:
 def _summary(slide: Path, result: Any) -> str:
     """One line on a slide that is done."""
     if result.kept:
-        return f"{slide}: complete result kept in {result.folder} (--overwrite replaces it)"
+        made = f", made with {', '.join(result.differences)}" if result.differences else ""
+        return f"{slide}: complete result kept in {result.folder}{made}; --overwrite replaces it"
     patches, seconds = result.record["patches"], result.record["seconds"]["total"]
     counts = f"{patches['tissue']} of {patches['grid']} patches explained in {seconds:.0f} s"
     return f"{slide}: {counts} → {result.folder}"
@@ -266,7 +379,7 @@ def _report(failures: list[str], total: int) -> None:
         click.echo(f"  {failure}", err=True)
 
 
-def _speak(*, quiet: bool, verbose: bool) -> None:
+def _speak(*, quiet: bool = False, verbose: bool = False) -> None:
     """Send the program's warnings to stderr, in the words in which they were logged."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
     handler = logging.StreamHandler()
@@ -274,6 +387,8 @@ def _speak(*, quiet: bool, verbose: bool) -> None:
     logger = logging.getLogger("wsi_saliency")
     logger.handlers[:] = [handler]
     logger.setLevel(level)
+    # What tifffile logs about a damaged file, the program's own line says.
+    logging.getLogger("tifffile").handlers[:] = [handler if verbose else logging.NullHandler()]
 
 
 def main() -> None:

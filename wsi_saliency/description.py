@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from wsi_saliency.errors import ModelError, SettingsError
-from wsi_saliency.geometry import Canvas, TileGrid
+from wsi_saliency.geometry import TileGrid
 from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.plan import ASSUMED_MPP, canvas_for, tissue_shares, wanted_mpp
 from wsi_saliency.saliency.layers import feature_stages, measure, strided_convolutions
 from wsi_saliency.settings import DEFAULT_LAYER, RunSettings
 from wsi_saliency.slides.slide import Slide, open_slide
@@ -50,9 +50,10 @@ def describe_slide(path: Path, settings: RunSettings, model: str | None = None) 
             return [*lines, ("tissue", share), ("patches", "unknown without the slide's mpp; give --mpp")]
         lines.append(("tissue", f"{tissue.area_mm2(slide.mpp):.2f} mm², {share}"))
         patch, mpp, reduction, of = _grid_of(settings, model)
-        grid = TileGrid.over(Canvas.of(slide.size, slide.mpp, mpp), patch, settings.overlap, reduction)
-        boxes = np.array([grid.level0_box(tile) for tile in grid])
-        used = int((tissue.fractions(*boxes.T) >= settings.tissue_threshold).sum())
+        canvas = canvas_for(slide, mpp)
+        grid = TileGrid.over(canvas, patch, settings.overlap, reduction)
+        used = int((tissue_shares(grid, tissue) >= settings.tissue_threshold).sum())
+        mpp = canvas.scale_x * slide.mpp.x
     text = f"{used} of {len(grid)} ({patch} px at {mpp:g} µm/px, overlap {settings.overlap:g}; {of})"
     return [*lines, ("patches", text)]
 
@@ -62,9 +63,7 @@ def _grid_of(settings: RunSettings, model: str | None) -> tuple[int, float, int,
     patch, mpp, name = *_DEFAULT_GRID, settings.model
     if model:
         classifier = load_classifier(model, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
-        if classifier.mpp is None:
-            raise ModelError(f"{model} does not say which µm per pixel it was trained at; give --model-mpp")
-        patch, mpp, name = classifier.patch, classifier.mpp, model
+        patch, mpp, name = classifier.patch, wanted_mpp(classifier), model
     return settings.patch or patch, settings.model_mpp or mpp, int(DEFAULT_LAYER), f"classifier {name}"
 
 
@@ -101,7 +100,10 @@ def describe_model(uri: str, settings: RunSettings) -> Lines:
         ("model", uri),
         ("architecture", f"{c.architecture}, {parameters / 1e6:.2f} M parameters"),
         ("input", f"{c.patch} × {c.patch} px"),
-        ("mpp", f"{c.mpp:g} µm/px" if c.mpp else "not stated; a run needs --model-mpp"),
+        (
+            "mpp",
+            f"{c.mpp:g} µm/px" if c.mpp else f"not stated; {ASSUMED_MPP} µm/px is assumed (--model-mpp)",
+        ),
         ("normalisation", f"(pixel / 255 − {_listed(c.mean)}) / {_listed(c.std)}"),
         ("classes", ", ".join(f"{i}: {name}" for i, name in enumerate(c.class_names))),
         (

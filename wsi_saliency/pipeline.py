@@ -6,7 +6,7 @@ import csv
 import json
 import logging
 import shutil
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from wsi_saliency.errors import OutputError
 from wsi_saliency.geometry import Region, Size, Tile
+from wsi_saliency.heatmap import writing
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.ome_zarr import HeatmapWriter
 from wsi_saliency.heatmap.overview import write_overview
@@ -24,7 +25,7 @@ from wsi_saliency.heatmap.stitching import Stitcher
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.plan import Plan, plan_slide, with_drift
-from wsi_saliency.record import RUN_JSON, Stopwatch, read_record, run_record
+from wsi_saliency.record import RUN_JSON, Stopwatch, differences, read_record, run_record
 from wsi_saliency.saliency.engine import Explainer, Explanation
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.blocks import PatchReader
@@ -42,16 +43,21 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 ZARR, TIFF, OVERVIEW, TILES = "saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv"
+PARTIAL = ".partial"  # ends the name of the folder in which a result grows
 _OVERVIEW_SIDE = 1600  # pixels
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run left behind: the folder, its ``run.json``, and whether it was there already."""
+    """What a run left behind: the folder, its ``run.json``, and whether it was there already.
+
+    ``differences`` says in what a kept result differs from what was asked for.
+    """
 
     folder: Path
     record: dict[str, Any]
     kept: bool = False
+    differences: tuple[str, ...] = ()
 
 
 def load_explainer(settings: RunSettings) -> Explainer:
@@ -69,10 +75,11 @@ def load_explainer(settings: RunSettings) -> Explainer:
         log.warning("%s: %s", settings.model, note)
     return Explainer.of(
         classifier,
-        layer=settings.layer,
+        layer=settings.layer_or_default,
         target=settings.target,
         method=settings.method,
         attribution=settings.attribution,
+        surrogate=settings.surrogate,
         device=settings.device,
         precision=settings.precision,
         batch=settings.batch,
@@ -114,7 +121,8 @@ def explain_slide(
     path, folder, settings = Path(slide), Path(folder), settings or RunSettings()
     existing = read_record(folder)
     if existing and not overwrite:
-        return Result(folder, existing, kept=True)
+        sha256 = explainer.classifier.sha256 if explainer else None
+        return Result(folder, existing, kept=True, differences=differences(existing, path, settings, sha256))
     explainer = explainer or load_explainer(settings)
     clock = Stopwatch()
     with open_slide(path, settings.mpp) as opened, _unfinished(folder) as work:
@@ -176,19 +184,20 @@ def _near_tissue(plan: Plan, write_rows: _WriteRows) -> _WriteRows:
 def heatmap_info(plan: Plan) -> HeatmapInfo:
     """Collect what the heatmap's files say about themselves."""
     explainer, classifier = plan.explainer, plan.explainer.classifier
+    network = explainer.network
     target = classifier.class_names[explainer.target]
     return HeatmapInfo(
         slide_name=plan.slide.path.name,
         slide_size=plan.slide.size,
         slide_mpp=plan.slide.mpp,
         placement=plan.placement,
-        channel=f"{explainer.attribution} · {explainer.method} · {explainer.geometry.name} · {target}",
+        channel=" · ".join([network.attribution, network.method, network.layer, target]),
         details={
             "model": classifier.uri,
             "model_sha256": classifier.sha256,
-            "method": explainer.method,
-            "attribution": explainer.attribution,
-            "layer": explainer.geometry.name,
+            "method": network.method,
+            "attribution": network.attribution,
+            "layer": network.layer,
             "target": target,
         },
     )
@@ -222,7 +231,7 @@ def _write_overview(path: Path, plan: Plan, heatmap: Heatmap) -> None:
     shape = Size(max(1, round(size.w / scale)), max(1, round(size.h / scale)))
     thumbnail = plan.slide.read(Region(0, 0, size.w, size.h), shape)
     target = plan.explainer.classifier.class_names[plan.explainer.target]
-    attribution = plan.explainer.attribution
+    attribution = plan.explainer.network.attribution
     if attribution == "gradient":  # its sign is that of a layer's channels, which nobody chose
         write_overview(path, thumbnail, heatmap, label=f"|gradient| of the {target} logit", signed=False)
     else:
@@ -232,31 +241,39 @@ def _write_overview(path: Path, plan: Plan, heatmap: Heatmap) -> None:
 @contextmanager
 def _unfinished(folder: Path) -> Iterator[Path]:
     """Yield a working folder that becomes ``folder`` when the block ends well, and is removed otherwise."""
-    work = folder.with_name(f"{folder.name}.partial")
-    if folder.exists() and not read_record(folder) and any(folder.iterdir()):
-        raise OutputError(
-            f"{folder}: exists and is not a result of this program; choose another folder with -o"
-        )
-    try:
-        shutil.rmtree(work, ignore_errors=True)
+    partial = folder.with_name(f"{folder.name}{PARTIAL}")
+    with writing(folder):
+        if not _is_free(folder):
+            raise OutputError(
+                f"{folder}: exists and is not a result of this program; choose another folder with -o"
+            )
+        shutil.rmtree(partial, ignore_errors=True)
+        made = [parent for parent in partial.parents if not parent.exists()]
+        work = partial / "new"
         work.mkdir(parents=True)
-        yield work
-        _take_place(work, folder)
-    except OSError as e:
-        raise OutputError(
-            f"{folder}: cannot be written ({e.strerror or e}); choose another folder with -o"
-        ) from e
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        try:
+            yield work
+            _take_place(work, folder, partial / "old")
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+            with suppress(OSError):  # not empty
+                for parent in made:
+                    parent.rmdir()
 
 
-def _take_place(work: Path, folder: Path) -> None:
-    """Put ``work`` in the place of ``folder``; an older result is gone only when the new one stands."""
-    if not folder.exists():
+def _is_free(folder: Path) -> bool:
+    """Whether results may stand there: nothing does, or an empty folder, or an older result."""
+    if folder.is_dir():
+        return read_record(folder) is not None or not any(folder.iterdir())
+    return not folder.exists()
+
+
+def _take_place(work: Path, folder: Path, old: Path) -> None:
+    """Put ``work`` in the place of ``folder``; what was there moves to ``old``, and back on failure."""
+    try:
+        if folder.exists():
+            folder.rename(old)
         work.rename(folder)
-        return
-    old = folder.with_name(f"{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    work.rename(folder)
-    shutil.rmtree(old)
+    finally:
+        if old.exists() and not folder.exists():
+            old.rename(folder)

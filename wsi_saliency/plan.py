@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_saliency.errors import ModelError
 from wsi_saliency.geometry import Canvas, Placement, Size, Tile, TileGrid
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.tissue import TissueMask, tissue_mask
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 MAX_ENLARGEMENT = 4  # a 10x slide may be enlarged for a 40x classifier; beyond that there is nothing to see
+ASSUMED_MPP = 0.5  # µm; a 20x objective's
 NEAR_TISSUE_UM = 20.0  # beyond it, a map holds only what the zero padding at a patch's border has made
 DRIFT_PATCHES = 32  # two halves of so many agree to a twentieth of a cell on a trained network
 
@@ -67,14 +67,19 @@ class Plan:
 
 def plan_slide(slide: Slide, explainer: Explainer, settings: RunSettings) -> Plan:
     """Lay the tile grid over a slide and pick the tiles with tissue."""
-    canvas = canvas_for(slide, explainer.classifier)
+    canvas = canvas_for(slide, wanted_mpp(explainer.classifier))
     grid = TileGrid.over(canvas, explainer.classifier.patch, settings.overlap, explainer.geometry.reduction)
     tissue = tissue_mask(slide)
-    boxes = np.array([grid.level0_box(tile) for tile in grid])
-    shares = tissue.fractions(*boxes.T)
+    shares = tissue_shares(grid, tissue)
     wanted = np.flatnonzero(shares >= settings.tissue_threshold).tolist()
     tiles = [grid[i] for i in wanted]
     return Plan(slide, explainer, grid, tissue, tiles, [float(shares[i]) for i in wanted])
+
+
+def tissue_shares(grid: TileGrid, tissue: TissueMask) -> NDArray[np.float64]:
+    """Share of tissue in each patch of the grid, in its order."""
+    boxes = np.array([grid.level0_box(tile) for tile in grid])
+    return tissue.fractions(*boxes.T)
 
 
 def with_drift(plan: Plan, workers: int) -> Plan:
@@ -84,27 +89,28 @@ def with_drift(plan: Plan, workers: int) -> Plan:
     return replace(plan, drift=plan.explainer.drift(patches))
 
 
-def canvas_for(slide: Slide, classifier: Classifier) -> Canvas:
-    """Resample a slide to the classifier's mpp; a slide far too coarse for it is taken as it is.
-
-    Raises
-    ------
-    ModelError
-        If nobody says which mpp the classifier wants.
-    """
+def wanted_mpp(classifier: Classifier) -> float:
+    """Return the mpp that a classifier wants; 0.5 µm, the usual one, if nobody says, and say so."""
     if classifier.mpp is None:
-        raise ModelError(
-            f"{classifier.uri} does not say which µm per pixel it was trained at; give --model-mpp"
+        log.warning(
+            "%s does not say which µm per pixel it was trained at; %g is assumed, --model-mpp says otherwise",
+            classifier.uri,
+            ASSUMED_MPP,
         )
+    return classifier.mpp or ASSUMED_MPP
+
+
+def canvas_for(slide: Slide, mpp: float) -> Canvas:
+    """Resample a slide to a classifier's mpp; a slide far too coarse for it is taken as it is."""
     finest = min(slide.mpp.x, slide.mpp.y)
-    if finest <= MAX_ENLARGEMENT * classifier.mpp:
-        return Canvas.of(slide.size, slide.mpp, classifier.mpp)
+    if finest <= MAX_ENLARGEMENT * mpp:
+        return Canvas.of(slide.size, slide.mpp, mpp)
     log.warning(
         "%s: %.3g µm/px is too coarse for a classifier of %.3g µm/px; patches are read at %.3g µm/px, "
         "and what the classifier says of them means little",
         slide.path.name,
         finest,
-        classifier.mpp,
+        mpp,
         finest,
     )
     return Canvas.of(slide.size, slide.mpp, finest)

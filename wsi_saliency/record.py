@@ -12,16 +12,18 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from wsi_saliency.settings import RunSettings
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
     from wsi_saliency.plan import Plan
-    from wsi_saliency.settings import RunSettings
 
 RUN_JSON = "run.json"
 COMPLETE = "complete"
 _PACKAGES = ("wsi-saliency", "torch", "timm", "openslide-python", "tifffile", "zarr", "numpy")
+_WITHOUT_EFFECT = frozenset({"weights", "batch", "workers", "device"})  # the weights' hash is compared
 _T = TypeVar("_T")
 
 
@@ -68,6 +70,38 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     return record if isinstance(record, dict) and record.get("status") == COMPLETE else None
 
 
+def differences(
+    record: dict[str, Any], slide: Path, settings: RunSettings, sha256: str | None = None
+) -> tuple[str, ...]:
+    """Say in what an existing result differs from what is asked now, a few words each.
+
+    Parameters
+    ----------
+    record
+        What `read_record` returned.
+    slide, settings
+        What is asked now.
+    sha256
+        Hash of the weights that would be used; None if they are not known, and then not compared.
+    """
+    before, now = RunSettings().to_json() | record.get("settings", {}), settings.to_json()
+    words = [
+        f"{name.replace('_', '-')} {_shown(before[name])} (now {_shown(value)})"
+        for name, value in now.items()
+        if name not in _WITHOUT_EFFECT and value != before[name]
+    ]
+    if sha256 is not None and sha256 != record.get("model", {}).get("sha256"):
+        words.append("other weights")
+    facts = record.get("slide", {})
+    if slide.name != facts.get("name") or (slide.is_file() and slide.stat().st_size != facts.get("bytes")):
+        words.append("another slide file")
+    return tuple(words)
+
+
+def _shown(value: object) -> str:
+    return "default" if value is None else str(value)
+
+
 def run_record(plan: Plan, settings: RunSettings, clock: Stopwatch) -> dict[str, Any]:
     """Collect the record of a finished slide, JSON-ready."""
     return {
@@ -96,6 +130,7 @@ def _slide_facts(plan: Plan) -> dict[str, Any]:
     slide = plan.slide
     return {
         "name": slide.path.name,
+        "bytes": slide.path.stat().st_size,
         "format": slide.format,
         "size": asdict(slide.size),
         "levels": len(slide.levels),
@@ -122,7 +157,7 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
         "output": classifier.output,
         "target": classifier.class_names[explainer.target],
         "device": str(explainer.device),
-        "precision": explainer.precision,
+        "precision": explainer.network.precision,
         "batch": explainer.batch,
     }
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-Method = Literal["none", "backward-hook"]
-Attribution = Literal["gradient", "gradient-x-activation"]
+Method = Literal["none", "backward-hook", "forward-hook", "surrogate"]
+Attribution = Literal["gradient", "gradient-x-activation", "deeplift", "integrated-gradients", "gradcam"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 OmeZarrVersion = Literal["0.4", "0.5"]
 
@@ -37,8 +37,11 @@ class RunSettings:
         Weights for ``timm:NAME``.
     method, attribution
         How gradients are smoothed, and what is computed from them.
+    surrogate
+        File of ``train-surrogate`` for the method of that name; None takes the one that comes with ``demo``.
     layer
-        Module name, reduction (``"8"``: the last feature stage at 1/8 resolution) or ``"input"``.
+        Module name, reduction (``"8"``: the last feature stage at 1/8 resolution), ``"last"`` or ``"input"``;
+        None is 8, and the last stage for Grad-CAM.
     target
         Class name or index; None picks the single logit or the one class that is called tumour.
     overlap
@@ -65,7 +68,8 @@ class RunSettings:
     weights: Path | None = None
     method: Method = "backward-hook"
     attribution: Attribution = "gradient"
-    layer: str = DEFAULT_LAYER
+    surrogate: Path | None = None
+    layer: str | None = None
     target: str | None = None
     overlap: float = 0.5
     mpp: float | None = None
@@ -77,6 +81,11 @@ class RunSettings:
     device: str = "auto"
     precision: Precision = "auto"
     ome_zarr: OmeZarrVersion = "0.4"
+
+    @property
+    def layer_or_default(self) -> str:
+        """The layer that is explained."""
+        return self.layer or ("last" if self.attribution == "gradcam" else DEFAULT_LAYER)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

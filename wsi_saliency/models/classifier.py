@@ -154,7 +154,7 @@ def checked(classifier: Classifier) -> Classifier:
         If it does not take the patch, gives anything but logits (N, K), gives NaN, or ends in a softmax or
         sigmoid: attributions explain the logit, never the probability.
     """
-    with torch.no_grad(), _SquashWatch() as watch:
+    with torch.no_grad(), SquashWatch() as watch:
         logits = _dry_run(classifier)
     if logits.shape != (2, len(classifier.class_names)):
         raise ModelError(
@@ -190,7 +190,7 @@ def _dry_run(classifier: Classifier) -> Tensor:
         raise ModelError(f"{classifier.uri}: {error}") from error
 
 
-class _SquashWatch(TorchFunctionMode):
+class SquashWatch(TorchFunctionMode):
     """Sees whether a forward pass squashes its result after the last function that has weights.
 
     Looking at the functions is exact; looking at values is not, for a single logit may well lie in [0, 1].

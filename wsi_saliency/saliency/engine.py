@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, SettingsError
-from wsi_saliency.models.classifier import Classifier, standard_logits
-from wsi_saliency.saliency.attribution import ATTRIBUTION
+from wsi_saliency.saliency.attribution import ATTRIBUTION, Attributed, Baseline, Question
 from wsi_saliency.saliency.drift import measure_drift
-from wsi_saliency.saliency.layers import INPUT, LayerGeometry, find_layer, measure, spatial_output
+from wsi_saliency.saliency.folding import own_copy
+from wsi_saliency.saliency.layers import LayerGeometry, find_layer, measure
 from wsi_saliency.saliency.smoothing import SMOOTHING, smoothed
+from wsi_saliency.saliency.surrogate import Surrogate, surrogate_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
+    from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.settings import Attribution, Method, Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -40,63 +43,104 @@ class Explanation(NamedTuple):
     logits: Tensor
 
 
-def explain(
-    model: nn.Module, images: Tensor, layer: str, target: int, attribution: Attribution = "gradient"
-) -> Explanation:
-    """Explain images at a layer, with whatever smoothing method is active on the model.
+@dataclass(frozen=True)
+class Noise:
+    """SmoothGrad: explain ``n`` copies of each image with Gaussian noise of ``sigma``, and average."""
 
-    Nothing below the layer is recorded for the gradient, and no parameter gets one.
+    n: int = 1
+    sigma: float = 0.0
+    seed: int = 0
+
+
+@dataclass
+class Network:
+    """A network, one of its layers, and how that is explained.
 
     Parameters
     ----------
-    model
-        Network in eval mode; its output is (N, K), (N,), (N, 1) or (N, K, 1, 1) logits.
-    images
-        (N, 3, H, W) normalised floats on the model's device.
+    module
+        The network; it is changed while it explains, and as it was afterwards.
     layer
         Name of a module, or ``"input"``.
-    target
-        Index of the logit to explain.
-    attribution
-        A key of `ATTRIBUTION`.
+    method, attribution
+        Keys of `SMOOTHING` and `ATTRIBUTION`.
+    baseline_image
+        (1, 3, H, W) on the network's device.
+    precision
+        Number format of the arithmetic.
+    surrogate
+        Of this network, for the method of that name.
+    steps
+        Nodes of integrated gradients.
+    noise
+        SmoothGrad, or None.
+    """
+
+    module: nn.Module
+    layer: str
+    method: Method
+    attribution: Attribution
+    baseline_image: Tensor
+    precision: Precision = "fp32"
+    surrogate: Surrogate | None = None
+    steps: int = 50
+    noise: Noise | None = None
+    _baseline: Baseline = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._baseline = Baseline(self.module, self.layer, self.baseline_image)
+
+    def __call__(self, images: Tensor, target: Tensor) -> Attributed:
+        """Explain images (N, 3, H, W), a target (N,) each: values (N, C, h, w) and logits (N, K).
+
+        Raises
+        ------
+        ModelError
+            If the layer is not called, has no spatial grid, or there is no rule for a function above it.
+        """
+        with eval_mode(self.module), smoothed(self.module, self.method, self.surrogate), self._arithmetic():
+            if self.noise is None:
+                return self._ask(images, target)
+            total, logits = torch.zeros(()), self._ask(images, target).logits
+            for copy in self._noisy(images, self.noise):
+                total = total + self._ask(copy, target).values / self.noise.n
+            return Attributed(total, logits)
+
+    def _ask(self, images: Tensor, target: Tensor) -> Attributed:
+        question = Question(self.module, self.layer, images, target, self._baseline, self.steps)
+        return ATTRIBUTION[self.attribution](question)
+
+    @staticmethod
+    def _noisy(images: Tensor, noise: Noise) -> Iterator[Tensor]:
+        random = torch.Generator(images.device).manual_seed(noise.seed)
+        for _ in range(noise.n):
+            # the same noise for every image, so that a batch is explained as its images are one by one
+            one = torch.randn(images.shape[1:], generator=random, device=images.device, dtype=images.dtype)
+            yield images + noise.sigma * one
+
+    def _arithmetic(self) -> AbstractContextManager[object]:
+        dtype = _AUTOCAST.get(self.precision)
+        return torch.autocast(self.baseline_image.device.type, dtype) if dtype else nullcontext()
+
+
+def working_copy(
+    model: nn.Module, images: Tensor, layer: str, method: Method, surrogate: Surrogate | Path | None = None
+) -> tuple[nn.Module, Surrogate | None]:
+    """Return a copy of a network to explain a layer of, and its surrogate if the method needs one.
 
     Raises
     ------
     ModelError
-        If the layer is not called, or has no spatial grid, or nothing behind it depends on it.
+        If there is no surrogate for this network, or the file cannot be read.
     """
-    with torch.no_grad():
-        activation, logits = _forward(model, images, layer)
-    (gradient,) = torch.autograd.grad(logits[:, target].sum(), activation)
-    maps = ATTRIBUTION[attribution](activation.detach(), gradient).mean(1, dtype=torch.float32)
-    return Explanation(maps.cpu(), logits.detach().float().cpu())
-
-
-def _forward(model: nn.Module, images: Tensor, layer: str) -> tuple[Tensor, Tensor]:
-    """Run the network, recording from the layer on; return the layer's activation and the logits."""
-    if layer == INPUT:
-        activation = images.detach().requires_grad_()
-        with torch.enable_grad():
-            logits = standard_logits(model(_copy(activation)))
-    else:
-        captured: list[Tensor] = []
-
-        def record_from_here(output: Tensor) -> Tensor:
-            torch.set_grad_enabled(True)  # until the caller's no_grad block ends
-            captured.append(output.detach().requires_grad_())
-            return _copy(captured[0])
-
-        with spatial_output(model, layer, record_from_here):
-            logits = standard_logits(model(images))
-        activation = captured[0]
-    if not logits.requires_grad:
-        raise ModelError(f"the logits do not depend on layer {layer!r}; choose another --layer")
-    return activation, logits
-
-
-def _copy(leaf: Tensor) -> Tensor:
-    """Let a following in-place operation (``ReLU(inplace=True)``) change a copy, not the leaf."""
-    return leaf.clone()
+    if not SMOOTHING[method].imitates:
+        return own_copy(model, images, keep={layer}), None
+    if not isinstance(surrogate, Surrogate):
+        surrogate = surrogate_for(model, surrogate)
+    surrogate.check(model)
+    copied = own_copy(model, images, keep={layer, *surrogate.layers})
+    surrogate.accept(copied)
+    return copied, surrogate
 
 
 @contextmanager
@@ -113,33 +157,29 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 @dataclass
 class Explainer:
-    """Explains patches of one classifier with fixed settings.
+    """Explains patches of one classifier with fixed settings, on a copy of its network.
 
     Parameters
     ----------
     classifier
-        The classifier; its module is moved to ``device``.
+        The classifier; its module stays as it is.
+    network
+        The copy, with its layer, method and attribution.
     geometry
         The layer, measured under the smoothing method.
     target
         Index of the explained logit.
-    method, attribution
-        Keys of `SMOOTHING` and `ATTRIBUTION`.
     device
         Where the network runs.
-    precision
-        Number format of the network's arithmetic; maps are float32.
     batch
         Patches per pass; halved for good when they do not fit into the device's memory.
     """
 
     classifier: Classifier
+    network: Network
     geometry: LayerGeometry
     target: int
-    method: Method
-    attribution: Attribution
     device: torch.device
-    precision: Precision
     batch: int
 
     @classmethod
@@ -151,7 +191,7 @@ class Explainer:
         target: str | None = None,
         method: Method = "backward-hook",
         attribution: Attribution = "gradient",
-        patch: int | None = None,
+        surrogate: Path | None = None,
         device: str = "auto",
         precision: Precision = "auto",
         batch: int | None = None,
@@ -161,48 +201,45 @@ class Explainer:
         Raises
         ------
         ModelError
-            If the layer is unknown or cannot be explained.
+            If the layer or the target is unknown or cannot be explained.
         SettingsError
-            If the target or the device is unknown.
+            If there is no such device.
         """
         where = choose_device(device)
-        side = patch or classifier.patch
-        blank = torch.zeros(1, 3, side, side)
+        index = classifier.target_index(target)
+        blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
         with eval_mode(classifier.module):
-            name = find_layer(classifier.module.cpu(), layer, blank)
-            with smoothed(classifier.module, method):
+            name = find_layer(classifier.module, layer, blank)
+            with smoothed(classifier.module, _PLAIN if SMOOTHING[method].imitates else method):
                 geometry = measure(classifier.module, name, blank)
-        classifier.module.to(where, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return cls(
-            classifier,
-            geometry,
-            classifier.target_index(target),
-            method,
-            attribution,
-            where,
-            "fp32" if precision == "auto" else precision,
-            batch or _DEFAULT_BATCH[where.type],
+            module, stand_in = working_copy(classifier.module, blank, name, method, surrogate)
+        number_format = "fp32" if precision == "auto" else precision
+        network = Network(
+            module.to(where), name, method, attribution, blank.to(where), number_format, stand_in
         )
+        return cls(classifier, network, geometry, index, where, batch or _DEFAULT_BATCH[where.type])
 
     def drift(self, patches: NDArray[np.uint8]) -> tuple[float, float]:
         """Measure on patches (N, P, P, 3) how far the method moves the map: (x, y) in patch pixels."""
         g = self.geometry
         most = (g.drift_y / g.reduction, g.drift_x / g.reduction)
-        if not SMOOTHING[self.method].moves_gradient or not any(most) or not len(patches):
+        if not SMOOTHING[self.network.method].moves_gradient or not any(most) or not len(patches):
             return 0.0, 0.0
-        smooth, plain = (self._in_batches(patches, method).maps for method in (self.method, _PLAIN))
+        n = self.network
+        unsmoothed = replace(n, method=_PLAIN)
+        smooth, plain = (self._in_batches(patches, network).maps for network in (n, unsmoothed))
         drift_y, drift_x = measure_drift(plain.numpy(), smooth.numpy(), most)
         return drift_x * g.reduction, drift_y * g.reduction
 
     def __call__(self, patches: NDArray[np.uint8]) -> Explanation:
         """Explain patches (N, P, P, 3), RGB."""
-        return self._in_batches(patches, self.method)
+        return self._in_batches(patches, self.network)
 
-    def _in_batches(self, patches: NDArray[np.uint8], method: Method) -> Explanation:
+    def _in_batches(self, patches: NDArray[np.uint8], network: Network) -> Explanation:
         parts, start = [], 0
         while start < len(patches):
             try:
-                parts.append(self._explain(patches[start : start + self.batch], method))
+                parts.append(self._explain(patches[start : start + self.batch], network))
             except torch.OutOfMemoryError as e:
                 if self.batch == 1:
                     raise ModelError(
@@ -214,12 +251,10 @@ class Explainer:
             start += len(parts[-1].maps)
         return Explanation(torch.cat([p.maps for p in parts]), torch.cat([p.logits for p in parts]))
 
-    def _explain(self, patches: NDArray[np.uint8], method: Method) -> Explanation:
-        model = self.classifier.module
-        with eval_mode(model), smoothed(model, method), self._arithmetic():
-            return explain(
-                model, self._normalised(patches), self.geometry.name, self.target, self.attribution
-            )
+    def _explain(self, patches: NDArray[np.uint8], network: Network) -> Explanation:
+        target = torch.full((len(patches),), self.target, device=self.device)
+        values, logits = network(self._normalised(patches), target)
+        return Explanation(values.mean(1, dtype=torch.float32).cpu(), logits.float().cpu())
 
     def _normalised(self, patches: NDArray[np.uint8]) -> Tensor:
         """Turn (N, P, P, 3) bytes into (N, 3, P, P) floats in channels-last order, without a reorder."""
@@ -229,10 +264,6 @@ class Explainer:
 
     def _per_channel(self, values: tuple[float, float, float]) -> Tensor:
         return torch.tensor(values, device=self.device).view(1, 3, 1, 1)
-
-    def _arithmetic(self) -> AbstractContextManager[object]:
-        dtype = _AUTOCAST.get(self.precision)
-        return torch.autocast(self.device.type, dtype) if dtype else nullcontext()
 
 
 def choose_device(name: str) -> torch.device:

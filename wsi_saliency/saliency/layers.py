@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
 INPUT = "input"
+LAST = "last"
 
 
 def strided_convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -98,7 +99,7 @@ def find_layer(model: nn.Module, layer: str | int | nn.Module, images: Tensor) -
         The network.
     layer
         A module, its dotted name, a reduction (``8`` or ``"8"``: the last feature stage at 1/8 of the input's
-        resolution), or ``"input"``.
+        resolution), ``"last"`` (the last stage), or ``"input"``.
     images
         Float tensor (N, 3, H, W) that fits the network; used where stages have to be found by calling it.
 
@@ -117,6 +118,8 @@ def find_layer(model: nn.Module, layer: str | int | nn.Module, images: Tensor) -
     if text == INPUT or (text and text in modules):
         return text
     stages = feature_stages(model, images)
+    if text == LAST and stages:
+        return stages[-1].name
     if text.isdigit():
         matching = [stage.name for stage in stages if stage.reduction == int(text)]
         if matching:

@@ -10,7 +10,7 @@ repeated, which differs in the first row and column only.
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,15 @@ from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.saliency.layers import strided_convolutions
+from wsi_saliency.saliency.surrogate import Surrogate, answered_for, surrogate_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from wsi_saliency.settings import Method
 
 
-def box_average(x: Tensor, stride: tuple[int, int]) -> Tensor:
+def box_average(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     r"""Average each value with its neighbours at lower indices, one stride wide.
 
     .. math:: \hat x[i, j] = \frac{1}{s_y s_x} \sum_{a<s_y} \sum_{b<s_x} x[i-a, j-b]
@@ -64,16 +65,42 @@ class _BackwardHook:
         return (_SmoothGradient.apply(args[0], module.stride), *args[1:])
 
 
+class _ForwardHook:
+    """Averages a convolution's input, so that its output is the mean over shifted inputs, by linearity."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        assert isinstance(module, nn.Conv2d)  # installed on strided convolutions only
+        return (box_average(args[0], module.stride), *args[1:])
+
+
 @contextmanager
-def _none(model: nn.Module) -> Iterator[None]:
+def _none(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
     yield
 
 
 @contextmanager
-def _backward_hook(model: nn.Module) -> Iterator[None]:
+def _backward_hook(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
+    with _in_front_of(strided_convolutions(model).values(), _BackwardHook()):
+        yield
+
+
+@contextmanager
+def _forward_hook(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
+    with _in_front_of(list(strided_convolutions(model).values())[1:], _ForwardHook()):
+        yield
+
+
+@contextmanager
+def _surrogate(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
+    with (surrogate or surrogate_for(model)).installed(model):
+        yield
+
+
+@contextmanager
+def _in_front_of(convolutions: Iterable[nn.Conv2d], hook: _BackwardHook | _ForwardHook) -> Iterator[None]:
     with ExitStack() as installed:
-        for convolution in strided_convolutions(model).values():
-            installed.enter_context(convolution.register_forward_pre_hook(_BackwardHook()))
+        for convolution in convolutions:
+            installed.enter_context(convolution.register_forward_pre_hook(hook))
         yield
 
 
@@ -84,23 +111,28 @@ class Smoothing:
     Parameters
     ----------
     apply
-        Context manager that installs the method on a network.
+        Context manager that installs the method on a network; takes its surrogate, if the method needs one.
     moves_gradient
         Whether the gradient is averaged to one side on its way back, so that the map drifts.
+    imitates
+        Whether it stands in for the network's own layers, so that their cells lie where they always do.
     """
 
-    apply: Callable[[nn.Module], Any]
-    moves_gradient: bool
+    apply: Callable[[nn.Module, Surrogate | None], AbstractContextManager[None]]
+    moves_gradient: bool = False
+    imitates: bool = False
 
 
 SMOOTHING: dict[Method, Smoothing] = {
-    "none": Smoothing(_none, moves_gradient=False),
+    "none": Smoothing(_none),
     "backward-hook": Smoothing(_backward_hook, moves_gradient=True),
+    "forward-hook": Smoothing(_forward_hook),
+    "surrogate": Smoothing(_surrogate, imitates=True),
 }
 
 
 @contextmanager
-def smoothed(model: nn.Module, method: Method) -> Iterator[nn.Module]:
+def smoothed(model: nn.Module, method: Method, surrogate: Surrogate | None = None) -> Iterator[nn.Module]:
     """Smooth a network's saliency inside a ``with`` block; the network is as before when the block is left.
 
     Parameters
@@ -109,19 +141,20 @@ def smoothed(model: nn.Module, method: Method) -> Iterator[nn.Module]:
         A network with strided `torch.nn.Conv2d` layers; where it has none, nothing changes.
     method
         A key of `SMOOTHING`.
+    surrogate
+        For ``"surrogate"``: one made for this network; left out, the one that comes with the program.
 
     Raises
     ------
     ModelError
-        If a method is active on the network already.
+        If a method is active on the network already, or there is no surrogate for it.
     """
     if any(_is_smoothed(convolution) for convolution in strided_convolutions(model).values()):
-        raise ModelError(
-            "a smoothing method is active on this model already; leave it before entering another"
-        )
-    with SMOOTHING[method].apply(model):
+        raise ModelError("a smoothing method is active on this model already; leave it first")
+    with SMOOTHING[method].apply(model, surrogate):
         yield model
 
 
 def _is_smoothed(convolution: nn.Conv2d) -> bool:
-    return any(isinstance(hook, _BackwardHook) for hook in convolution._forward_pre_hooks.values())
+    hooks = convolution._forward_pre_hooks.values()
+    return answered_for(convolution) or any(isinstance(h, _BackwardHook | _ForwardHook) for h in hooks)

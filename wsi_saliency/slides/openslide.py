@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -130,9 +131,10 @@ def _bounds(properties: Mapping[str, str]) -> Region | None:
 def _number(properties: Mapping[str, str], name: str) -> float | None:
     """Return a property as a number; None if the file lacks it or has something else there."""
     try:
-        return float(properties[name])
+        value = float(properties[name])
     except (KeyError, ValueError):
         return None
+    return value if math.isfinite(value) else None
 
 
 def _on_white(image: Image.Image) -> NDArray[np.uint8]:

@@ -109,6 +109,8 @@ def openslide_misreads(path: Path) -> bool:
 def _level_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     """Find the pyramid: the largest page and those which show the same in smaller, finest first."""
     tops = [page.aspage() for page in tiff.pages]
+    if not tops:
+        raise SlideError("the file is truncated: there is no picture in it")
     base = max(tops, key=_area)
     subifds = [page.aspage() for page in base.pages or ()]
     smaller = [page for page in subifds or tops if _is_level_of(base, page, bool(subifds))]
@@ -332,7 +334,11 @@ def _ome_length(pixels: ElementTree.Element, name: str) -> float | None:
 def _ome_power(tiff: tifffile.TiffFile) -> float | None:
     objective = _ome_element(tiff, "Objective")
     power = None if objective is None else objective.get("NominalMagnification")
-    return float(power) if power else None
+    try:
+        value = float(power or "nan")
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def _tagged_mpp(page: tifffile.TiffPage) -> Mpp | None:

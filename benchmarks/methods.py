@@ -1,0 +1,154 @@
+"""What smoothing and attribution cost, against none and against Captum.
+
+Each pair of functions is timed in turn, A B A B …, in one process, so that a change of the machine's speed
+meets both; the median of the ratios is printed. Peak memory is that of the tensors PyTorch allocates.
+
+    python benchmarks/methods.py                 # batch 16, 224 px, float32, resnet18 and resnet50
+    python benchmarks/methods.py --device cuda --repeats 20
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+
+import click
+import timm
+import torch
+from captum.attr import LayerDeepLift, LayerGradientXActivation, LayerIntegratedGradients
+from torch import Tensor, nn
+
+from wsi_saliency.saliency.engine import Network
+from wsi_saliency.saliency.folding import own_copy
+from wsi_saliency.saliency.patches import explain_patches
+
+Job = Callable[[], object]
+
+
+def seconds(job: Job, device: str) -> float:
+    """Time one call."""
+    if device != "cpu":
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    job()
+    if device != "cpu":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def ratio(a: Job, b: Job, repeats: int, device: str) -> tuple[float, float, float]:
+    """Median of time(a) / time(b) over paired runs, and both medians in seconds."""
+    a(), b()
+    pairs = [(seconds(a, device), seconds(b, device)) for _ in range(repeats)]
+    medians = [statistics.median(column) for column in zip(*pairs, strict=True)]
+    return statistics.median(x / y for x, y in pairs), medians[0], medians[1]
+
+
+def peak_mb(job: Job, device: str) -> float:
+    """Largest sum of live tensor memory during one call, MB, above what lives before it."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        job()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        job()
+    allocations = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = most = 0
+    for event in sorted(allocations, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        most = max(most, live)
+    return most / 2**20
+
+
+def without_inplace(net: nn.Module) -> nn.Module:
+    """Copy a network for Captum, which cannot explain in front of operations that work in place."""
+    net = copy.deepcopy(net)
+    for module in net.modules():
+        if hasattr(module, "inplace"):
+            module.inplace = False
+    return net
+
+
+def row(title: str, a: Job, b: Job, repeats: int, device: str, bound: str, *, memory: bool = True) -> None:
+    """Time a pair and print it."""
+    middle, first, second = ratio(a, b, repeats, device)
+    megabytes = f"{peak_mb(a, device):6.0f} / {peak_mb(b, device):6.0f} MB" if memory else ""
+    print(
+        f"  {title:<58} {middle:5.2f} ×  ({first:.3f} s / {second:.3f} s; wanted {bound})  {megabytes}",
+        flush=True,
+    )
+
+
+@click.command()
+@click.option("--network", "networks", multiple=True, default=["resnet18", "resnet50"], show_default=True)
+@click.option("--batch", default=16, show_default=True)
+@click.option("--side", default=224, show_default=True)
+@click.option("--repeats", default=7, show_default=True)
+@click.option("--steps", default=50, show_default=True, help="Nodes of integrated gradients.")
+@click.option("--device", default="cpu", show_default=True)
+def main(networks: tuple[str, ...], batch: int, side: int, repeats: int, steps: int, device: str) -> None:
+    """Print the table."""
+    torch.manual_seed(0)
+    x = torch.randn(batch, 3, side, side, device=device)
+    print(f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads, batch {batch}, {side} px")
+    for name in networks:
+        compare(name, timm.create_model(name).eval().to(device), x, repeats, steps, device)
+
+
+def compare(name: str, net: nn.Module, x: Tensor, repeats: int, steps: int, device: str) -> None:
+    """Print the rows of one network."""
+    layer, target = "layer2", 1
+    print(name)
+    ours = partial(explain_patches, net, x, layer, target)
+    targets = torch.full((len(x),), target, device=device)
+    own = own_copy(net, x[:1], keep={layer})
+    methods = {
+        m: Network(own, layer, m, "gradient", torch.zeros_like(x[:1]))
+        for m in ("none", "backward-hook", "forward-hook")
+    }
+    for method, bound in (("backward-hook", "≤ 1.05"), ("forward-hook", "≤ 1.15")):
+        pair = (partial(methods[m], x, targets) for m in (method, "none"))
+        row(f"{method} / none", *pair, 3 * repeats, device, bound, memory=False)
+    theirs = without_inplace(net)
+    module = theirs.get_submodule(layer)
+    captum = LayerGradientXActivation(theirs, module, multiply_by_inputs=False)
+    row(
+        "Captum / ours, gradient",
+        partial(captum.attribute, x, target),
+        partial(ours, "gradient", "none"),
+        repeats,
+        device,
+        "≥ 1.5",
+    )
+    row(
+        "Captum / ours, gradient in bf16",
+        partial(captum.attribute, x, target),
+        partial(ours, "gradient", "none", precision="bf16"),
+        repeats,
+        device,
+        "–",
+    )
+    lift = LayerDeepLift(theirs, module)
+    row(
+        "Captum / ours, deeplift",
+        partial(lift.attribute, x, torch.zeros_like(x), target),
+        partial(ours, "deeplift", "none"),
+        repeats,
+        device,
+        "≥ 4",
+    )
+    paths = LayerIntegratedGradients(theirs, theirs.get_submodule("layer3"))
+    row(f"Captum / ours, integrated-gradients, {steps} steps, layer3",
+        partial(paths.attribute, x, torch.zeros_like(x), target, n_steps=steps, internal_batch_size=len(x)),
+        partial(explain_patches, net, x, "layer3", target, "integrated-gradients", "none", steps=steps),
+        max(1, repeats // 3), device, "≥ 1.5")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Sampling patches from the tissue of slides, to train on some and to judge by others.
+
+Patches lie anywhere in tissue, evenly over the slides. Those held out come from a part of each slide that no
+other patch touches, the lowest: patches from next door would flatter the scores.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from wsi_saliency.errors import SettingsError, SlideError
+from wsi_saliency.geometry import Tile, TileGrid
+from wsi_saliency.plan import canvas_for, wanted_mpp
+from wsi_saliency.slides.blocks import BLOCK, PatchReader
+from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.tissue import tissue_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from wsi_saliency.models.classifier import Classifier
+    from wsi_saliency.slides.tissue import TissueMask
+    from wsi_saliency.training_settings import TrainingSettings
+
+    Patches = NDArray[np.uint8]  # (N, P, P, 3), RGB
+    Mask = NDArray[np.bool_]
+
+log = logging.getLogger(__name__)
+
+ROUNDS = 8  # so many times the wanted number of patches is looked at for a balanced set
+FEW = 0.1  # share of the wanted patches of one side below which there is no balanced set
+PLACES = 50_000  # tissue pixels to choose from; more would only cost memory
+
+
+class Sample(NamedTuple):
+    """Patches (N, P, P, 3), RGB, to train on, and others, which touch none of them, to score on."""
+
+    trained_on: Patches
+    held_out: Patches
+
+
+@dataclass(frozen=True)
+class Balance:
+    """Half of the patches shall be ``positive``, (N, P, P, 3) → (N,) bool; ``name`` is for messages."""
+
+    name: str
+    positive: Callable[[Patches], Mask]
+
+
+@dataclass(frozen=True)
+class Area:
+    """A part of a slide from which patches are taken: tissue between two limits.
+
+    Parameters
+    ----------
+    canvas_x, canvas_y
+        Upper left corners (n,) of the patches that are centred on pixels of the tissue mask.
+    canvas_step
+        Width and height of such a pixel.
+    canvas_low, canvas_high
+        First and last corner (x, y) that a patch may have.
+    """
+
+    canvas_x: NDArray[np.floating[Any]]
+    canvas_y: NDArray[np.floating[Any]]
+    canvas_step: tuple[float, float]
+    canvas_low: tuple[int, int]
+    canvas_high: tuple[int, int]
+
+    def draw(self, n: int, rng: np.random.Generator) -> list[Tile]:
+        """Draw patches centred on tissue, in an order in which they are quickly read."""
+        chosen = rng.integers(len(self.canvas_x), size=n)
+        corners = np.stack([self.canvas_x[chosen], self.canvas_y[chosen]], axis=1)
+        corners += rng.uniform(-0.5, 0.5, corners.shape) * np.array(self.canvas_step)
+        corners = np.clip(np.rint(corners), self.canvas_low, self.canvas_high).astype(int)
+        by_blocks = np.lexsort((corners[:, 0], corners[:, 1] // BLOCK))
+        return [Tile(0, 0, x, y) for x, y in corners[by_blocks].tolist()]
+
+
+def areas(
+    tissue: TissueMask, grid: TileGrid, held_out: float, rng: np.random.Generator
+) -> tuple[Area | None, Area | None]:
+    """Divide a slide's tissue into an upper part to train on and a lower one to hold out.
+
+    No patch of one overlaps one of the other. Where the tissue is too small for that, nothing is held out;
+    where there is none, both are None.
+    """
+    rows, columns = np.nonzero(tissue.mask)
+    if len(rows) > PLACES:
+        some = np.sort(rng.choice(len(rows), PLACES, replace=False))
+        rows, columns = rows[some], columns[some]
+    if not len(rows):
+        return None, None
+    canvas, side = grid.canvas, grid.patch
+    step = tissue.pixel_w / canvas.scale_x, tissue.pixel_h / canvas.scale_y
+    end = max(0, canvas.w - side), max(0, canvas.h - side)
+    x = np.clip((columns + 0.5) * step[0] - side / 2, 0, end[0])
+    y = np.clip((rows + 0.5) * step[1] - side / 2, 0, end[1])
+    border = round(float(np.quantile(y, 1 - held_out)))
+    above, below = y <= border - side, y >= border
+    if not held_out or not above.any():
+        return Area(x, y, step, (0, 0), end), None
+    return (
+        Area(x[above], y[above], step, (0, 0), (end[0], border - side)),
+        Area(x[below], y[below], step, (0, border), end),
+    )
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A slide to take patches from."""
+
+    path: Path
+    grid: TileGrid
+    trained_on: Area | None
+    held_out: Area | None
+
+    @classmethod
+    def of(
+        cls, path: Path, classifier: Classifier, settings: TrainingSettings, rng: np.random.Generator
+    ) -> _Source:
+        with open_slide(path, settings.mpp) as slide:
+            for warning in slide.warnings:
+                log.warning("%s: %s", path.name, warning)
+            # patches may lie anywhere: a grid of single pixels
+            grid = TileGrid(
+                canvas_for(slide, wanted_mpp(classifier)), classifier.patch, stride=1, reduction=1
+            )
+            upper, lower = areas(tissue_mask(slide), grid, settings.held_out, rng)
+        if upper is None:
+            log.warning("%s: no tissue found; no patches are taken from it", path.name)
+        return cls(path, grid, upper, lower)
+
+
+def sample_patches(
+    slides: Sequence[Path | str],
+    classifier: Classifier,
+    settings: TrainingSettings,
+    balance: Balance | None = None,
+    *,
+    progress: bool = False,
+) -> Sample:
+    """Sample ``settings.patches`` patches from the tissue of slides, held-out ones included.
+
+    For a balanced set, up to eight times as many are looked at; where one side remains short, the other is
+    cut to its size. Never more than twice ``settings.patches`` are in memory.
+
+    Raises
+    ------
+    SlideError
+        If a slide cannot be read, or none has tissue.
+    SettingsError
+        If the set cannot be balanced, for one side has less than a tenth of what it should have.
+    """
+    rng = np.random.default_rng(settings.seed)
+    sources = [_Source.of(Path(path), classifier, settings, rng) for path in slides]
+    upper = [(source, source.trained_on) for source in sources if source.trained_on]
+    lower = [(source, source.held_out) for source in sources if source.held_out]
+    if not upper:
+        raise SlideError(f"{', '.join(str(s) for s in slides)}: no tissue found; name slides with tissue")
+    if settings.held_out and not lower:
+        log.warning("too little tissue to hold a part of it out; the surrogate is not scored")
+    n_lower = round(settings.patches * settings.held_out) if lower else 0
+    with tqdm(desc="sampling", unit="patch", disable=None if progress else True) as bar:
+        sampler = _Sampler(classifier.patch, settings, rng, bar)
+        if balance is None:
+            return Sample(sampler.take(upper, settings.patches - n_lower), sampler.take(lower, n_lower))
+        sides = sampler.take_sides(upper, settings.patches - n_lower, balance)
+        return Sample(_even(sides, balance), np.concatenate(sampler.take_sides(lower, n_lower, balance)[:2]))
+
+
+class _Sides(NamedTuple):
+    """Patches on either side of a balance, how many were wanted of each, and how many were looked at."""
+
+    yes: Patches
+    no: Patches
+    wanted: int
+    seen: int
+
+
+def _even(sides: _Sides, balance: Balance) -> Patches:
+    """Cut the larger side to the size of the smaller."""
+    n = min(len(sides.yes), len(sides.no))
+    if n < sides.wanted:
+        side = "predicted" if len(sides.yes) == n else "not predicted"
+        found = f"only {n} of {sides.wanted} wanted patches are {side} {balance.name} among {sides.seen}"
+        if n < max(1, FEW * sides.wanted):
+            raise SettingsError(f"{found}; add slides that have them, or train without --balance")
+        log.warning("%s; training on %d of each", found, n)
+    return np.concatenate([sides.yes[:n], sides.no[:n]])
+
+
+@dataclass(frozen=True)
+class _Sampler:
+    """Takes patches from the areas of slides, evenly."""
+
+    side: int
+    settings: TrainingSettings
+    rng: np.random.Generator
+    bar: tqdm[None]
+
+    def take(self, places: Sequence[tuple[_Source, Area]], n: int) -> Patches:
+        patches = np.empty((n, self.side, self.side, 3), np.uint8)
+        done = 0
+        for i, (source, area) in enumerate(places):
+            tiles = area.draw((n - done) // (len(places) - i), self.rng)
+            with open_slide(source.path, self.settings.mpp) as slide:
+                for patch in PatchReader(slide, source.grid, tiles, self.settings.workers):
+                    patches[done] = patch
+                    done += 1
+                    self.bar.update()
+        return patches
+
+    def take_sides(self, places: Sequence[tuple[_Source, Area]], n: int, balance: Balance) -> _Sides:
+        """Look at rounds of ``n`` patches until each side has half as many."""
+        half, rounds = n // 2, 0
+        sides = [np.empty((0, self.side, self.side, 3), np.uint8) for _ in range(2)]
+        while rounds < ROUNDS and min(map(len, sides)) < half:
+            patches = self.take(places, n)[self.rng.permutation(n)]  # so that no slide is preferred
+            positive = balance.positive(patches)
+            for i, chosen in enumerate((positive, ~positive)):
+                sides[i] = np.concatenate([sides[i], patches[chosen][: half - len(sides[i])]])
+            rounds += 1
+        return _Sides(sides[0], sides[1], half, rounds * n)
