@@ -453,8 +453,8 @@ def _lattice(rng: np.random.Generator, shape: tuple[int, int], spacing: float, j
     x = columns[None] + (np.arange(len(rows)) % 2)[:, None] * spacing / 2
     y = np.broadcast_to(rows[:, None], x.shape)
     points = np.stack([x, y], axis=-1).reshape(-1, 2) + rng.normal(0, jitter, (x.size, 2))
-    inside = ((points >= 0) & (points < [w, h])).all(axis=1)
-    return points[inside].astype(np.float32)
+    rounded = points.astype(np.float32)  # first: rounding may reach the frame's edge
+    return rounded[((rounded >= 0) & (rounded < [w, h])).all(axis=1)]
 
 
 def _in_mask(points: Floats, mask: Mask) -> Mask:

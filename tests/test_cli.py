@@ -22,7 +22,7 @@ from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS, OME_ZARR_VERSIONS, PRECISIONS, RunSettings
 
 SLIDES = Path(__file__).parents[2] / "shared" / "slides"
-COMMANDS = ["run", "inspect", "check-model"]
+COMMANDS = ["run", "inspect", "check-model", "train-surrogate"]
 HEAVY = ["torch", "timm", "numpy", "scipy", "matplotlib", "zarr", "tifffile", "openslide", "huggingface_hub"]
 PICTURE = section(288, 192, (48, 48, 160, 112))
 
@@ -152,7 +152,7 @@ print(json.dumps([codes, [name for name in {HEAVY} if name in sys.modules]]))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert json.loads(done.stdout) == [[0] * 4, []]
+    assert json.loads(done.stdout) == [[0] * 5, []]
 
 
 def test_the_program_runs_from_its_folder():
@@ -328,7 +328,7 @@ def test_a_complete_result_is_kept_and_the_run_says_so(call, slide):
     again = call("run", slide, "--workers", "2")
     assert again.stdout == f"{slide}: complete result kept in saliency/slide; --overwrite replaces it\n"
     other = call("run", slide, "--layer", "16", "--overlap", "0.25")
-    made = "made with layer 8 (now 16), overlap 0.5 (now 0.25)"
+    made = "made with layer default (now 16), overlap 0.5 (now 0.25)"
     assert (
         other.stdout == f"{slide}: complete result kept in saliency/slide, {made}; --overwrite replaces it\n"
     )

@@ -242,7 +242,7 @@ def test_a_complete_result_is_kept(slide, tmp_path):
     second = explained(slide, tmp_path / "out")
     assert (second.kept, second.differences, second.record) == (True, (), first.record)
     other = explained(slide, tmp_path / "out", replace(SETTINGS, layer="16"))
-    assert (other.kept, other.differences) == (True, ("layer 8 (now 16)",))
+    assert (other.kept, other.differences) == (True, ("layer default (now 16)",))
     assert before == {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 
@@ -61,10 +63,18 @@ def slides(tmp_path_factory):
     }
 
 
+CASES = [
+    *product(
+        ["none", "backward-hook", "forward-hook"], ["gradient", "gradient-x-activation"], ["4", "8", "16"]
+    ),
+    *product(
+        ["none", "backward-hook", "forward-hook"], ["deeplift", "integrated-gradients", "gradcam"], ["8"]
+    ),
+]
+
+
 @pytest.mark.parametrize("mpp", [0.5, 0.26], ids=["same mpp", "resampled"])
-@pytest.mark.parametrize("layer", ["4", "8", "16"])
-@pytest.mark.parametrize("attribution", ["gradient", "gradient-x-activation"])
-@pytest.mark.parametrize("method", ["none", "backward-hook"])
+@pytest.mark.parametrize(("method", "attribution", "layer"), CASES)
 def test_planted_spots_come_back_in_place(slides, tmp_path, mpp, layer, attribution, method):
     places, paths = slides
     settings = RunSettings(
@@ -73,6 +83,7 @@ def test_planted_spots_come_back_in_place(slides, tmp_path, mpp, layer, attribut
     explainer = Explainer.of(
         spot_classifier(), layer=layer, method=method, attribution=attribution, device="cpu"
     )
+    explainer.network.steps = 5
     result = explain_slide(paths[mpp], tmp_path / "out", settings, explainer=explainer)
     heatmap = Heatmap.open(result.folder / "saliency.ome.zarr")
     for level in range(len(heatmap.levels)):
@@ -81,8 +92,8 @@ def test_planted_spots_come_back_in_place(slides, tmp_path, mpp, layer, attribut
             continue  # a spot within one cell has no place within it
         errors = (found_at(heatmap, level, places) - places) / cell_um
         assert np.abs(errors.mean(0)).max() < 0.15, f"level {level}"
-        if attribution == "gradient-x-activation":
+        if attribution == "gradient":  # the gates of coarser stages cut it into their own, larger cells
+            assert np.abs(errors).max(1).mean() < 0.35, f"level {level}"
+        else:
             assert np.abs(errors).max() < 0.5, f"level {level}"
             assert np.abs(errors).max(1).mean() < 0.25, f"level {level}"
-        else:  # the gates of coarser stages cut a gradient into their own, larger cells
-            assert np.abs(errors).max(1).mean() < 0.35, f"level {level}"

@@ -78,7 +78,7 @@ def test_what_does_not_change_the_values_is_no_difference(record, slide):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"layer": "16"}, "layer 8 (now 16)"),
+        ({"layer": "16"}, "layer default (now 16)"),
         ({"overlap": 0.5}, "overlap 0.25 (now 0.5)"),
         ({"target": "tumour"}, "target default (now tumour)"),
         ({"method": "none"}, "method backward-hook (now none)"),

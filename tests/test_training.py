@@ -21,7 +21,7 @@ from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.surrogate import DEMO, Surrogate, surrogate_for
 from wsi_saliency.saliency.surrogate_training import score_surrogate
 from wsi_saliency.sampling import sample_patches
-from wsi_saliency.training import PatchBatches, checkpoint_of, normalised
+from wsi_saliency.training import PatchBatches, checkpoint_of
 from wsi_saliency.training_settings import TrainingSettings
 
 PATCH = 64
@@ -210,7 +210,9 @@ def test_the_bundled_surrogate_keeps_to_the_demo_classifier():
     surrogate = surrogate_for(classifier.module)
     assert surrogate.settings["drawn"]
     fresh = sample_patches([SAMPLE], classifier, TrainingSettings(patches=40, held_out=0)).trained_on
-    scores = score_surrogate(surrogate, classifier.module, [normalised(fresh, classifier)], classifier.output)
+    scores = score_surrogate(
+        surrogate, classifier.module, [classifier.normalised(fresh, torch.device("cpu"))], classifier.output
+    )
     for known in (surrogate.scores, scores):
         assert known.class_agreement >= 0.95
         assert known.prediction_difference <= 0.05

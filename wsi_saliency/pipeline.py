@@ -75,7 +75,7 @@ def load_explainer(settings: RunSettings) -> Explainer:
         log.warning("%s: %s", settings.model, note)
     return Explainer.of(
         classifier,
-        layer=settings.layer_or_default,
+        layer=settings.layer,
         target=settings.target,
         method=settings.method,
         attribution=settings.attribution,

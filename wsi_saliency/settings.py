@@ -82,11 +82,11 @@ class RunSettings:
     precision: Precision = "auto"
     ome_zarr: OmeZarrVersion = "0.4"
 
-    @property
-    def layer_or_default(self) -> str:
-        """The layer that is explained."""
-        return self.layer or ("last" if self.attribution == "gradcam" else DEFAULT_LAYER)
-
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+
+def default_layer(attribution: Attribution) -> str:
+    """Return the layer that is explained if none is named: the last stage for Grad-CAM, else that at 1/8."""
+    return "last" if attribution == "gradcam" else DEFAULT_LAYER

@@ -162,16 +162,9 @@ class PatchBatches:
         return math.ceil(len(self.patches) / self.size)
 
     def _in_order(self, order: NDArray[np.intp]) -> Iterator[torch.Tensor]:
+        device = next(self.classifier.module.parameters()).device
         for start in range(0, len(order), self.size):
-            yield normalised(self.patches[order[start : start + self.size]], self.classifier)
-
-
-def normalised(patches: Patches, classifier: Classifier) -> torch.Tensor:
-    """Turn (N, P, P, 3) bytes into (N, 3, P, P) floats, channels last, on the classifier's device."""
-    device = next(classifier.module.parameters()).device
-    images = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2).float()
-    mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (classifier.mean, classifier.std))
-    return images.div_(255).sub_(mean).div_(std)
+            yield self.classifier.normalised(self.patches[order[start : start + self.size]], device)
 
 
 def _train(

@@ -14,6 +14,9 @@ from wsi_saliency.errors import ModelError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    import numpy as np
+    from numpy.typing import NDArray
+
 Output = Literal["sigmoid", "softmax"]
 
 TUMOUR_NAMES = frozenset({"tumour", "tumor", "metastasis", "metastases", "cancer"})
@@ -63,6 +66,18 @@ class Classifier:
     output: Output
     sha256: str
     notes: tuple[str, ...] = ()
+
+    def normalised(self, patches: NDArray[np.uint8], device: torch.device) -> Tensor:
+        """Turn patches (N, P, P, 3), RGB bytes, into what the module takes.
+
+        Returns
+        -------
+        Tensor
+            (N, 3, P, P) float32 on ``device``, channels last: the bytes keep their order.
+        """
+        images = torch.from_numpy(patches).to(device).permute(0, 3, 1, 2).float()
+        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (self.mean, self.std))
+        return images.div_(255).sub_(mean).div_(std)
 
     def target_index(self, target: str | None) -> int:
         """Return the index of the logit to explain.

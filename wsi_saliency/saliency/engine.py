@@ -16,6 +16,7 @@ from wsi_saliency.saliency.folding import own_copy
 from wsi_saliency.saliency.layers import LayerGeometry, find_layer, measure
 from wsi_saliency.saliency.smoothing import SMOOTHING, smoothed
 from wsi_saliency.saliency.surrogate import Surrogate, surrogate_for
+from wsi_saliency.settings import default_layer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +70,7 @@ class Network:
     precision
         Number format of the arithmetic.
     surrogate
-        Of this network, for the method of that name.
+        For the method of that name; made for this network, or for the one that it is a copy of.
     steps
         Nodes of integrated gradients.
     noise
@@ -88,6 +89,8 @@ class Network:
     _baseline: Baseline = field(init=False)
 
     def __post_init__(self) -> None:
+        if self.surrogate is not None:
+            self.surrogate.accept(self.module)  # where it is now: moved, it has other marks
         self._baseline = Baseline(self.module, self.layer, self.baseline_image)
 
     def __call__(self, images: Tensor, target: Tensor) -> Attributed:
@@ -138,9 +141,7 @@ def working_copy(
     if not isinstance(surrogate, Surrogate):
         surrogate = surrogate_for(model, surrogate)
     surrogate.check(model)
-    copied = own_copy(model, images, keep={layer, *surrogate.layers})
-    surrogate.accept(copied)
-    return copied, surrogate
+    return own_copy(model, images, keep={layer, *surrogate.layers}), surrogate
 
 
 @contextmanager
@@ -187,7 +188,7 @@ class Explainer:
         cls,
         classifier: Classifier,
         *,
-        layer: str = "8",
+        layer: str | None = None,
         target: str | None = None,
         method: Method = "backward-hook",
         attribution: Attribution = "gradient",
@@ -209,7 +210,7 @@ class Explainer:
         index = classifier.target_index(target)
         blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
         with eval_mode(classifier.module):
-            name = find_layer(classifier.module, layer, blank)
+            name = find_layer(classifier.module, layer or default_layer(attribution), blank)
             with smoothed(classifier.module, _PLAIN if SMOOTHING[method].imitates else method):
                 geometry = measure(classifier.module, name, blank)
             module, stand_in = working_copy(classifier.module, blank, name, method, surrogate)
@@ -253,17 +254,8 @@ class Explainer:
 
     def _explain(self, patches: NDArray[np.uint8], network: Network) -> Explanation:
         target = torch.full((len(patches),), self.target, device=self.device)
-        values, logits = network(self._normalised(patches), target)
+        values, logits = network(self.classifier.normalised(patches, self.device), target)
         return Explanation(values.mean(1, dtype=torch.float32).cpu(), logits.float().cpu())
-
-    def _normalised(self, patches: NDArray[np.uint8]) -> Tensor:
-        """Turn (N, P, P, 3) bytes into (N, 3, P, P) floats in channels-last order, without a reorder."""
-        images = torch.from_numpy(patches).to(self.device).permute(0, 3, 1, 2).float()
-        mean, std = (self._per_channel(v) for v in (self.classifier.mean, self.classifier.std))
-        return images.div_(255).sub_(mean).div_(std)
-
-    def _per_channel(self, values: tuple[float, float, float]) -> Tensor:
-        return torch.tensor(values, device=self.device).view(1, 3, 1, 1)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,0 +1,140 @@
+"""What smoothing achieves: total variation of each method relative to none, and a figure of the maps.
+
+    python benchmarks/smoothing.py -o docs/smoothing.png
+
+Measured on EfficientNet-Lite0 (ImageNet weights, photographs) and on the demo classifier (the sample slide),
+at each stage and for each attribution. A surrogate is trained for EfficientNet-Lite0 first, on crops of the
+same photographs, unless a file is given.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import click
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tests.pretrained import efficientnet_lite0, photographs  # noqa: E402
+from wsi_saliency import Surrogate, explain_patches, load_classifier, open_slide, train_surrogate  # noqa: E402
+from wsi_saliency.geometry import Region, Size  # noqa: E402
+from wsi_saliency.saliency.layers import feature_stages  # noqa: E402
+from wsi_saliency.saliency.surrogate import surrogate_for  # noqa: E402
+from wsi_saliency.settings import METHODS, Attribution  # noqa: E402
+
+ATTRIBUTIONS: tuple[Attribution, ...] = ("gradient", "deeplift", "integrated-gradients")
+
+
+class Subject(NamedTuple):
+    """A network, patches for it, a target each, and its surrogate."""
+
+    name: str
+    net: nn.Module
+    images: Tensor
+    target: Tensor
+    surrogate: Surrogate
+
+
+def total_variation(values: Tensor) -> Tensor:
+    """Total variation of an attribution (N, C, h, w), normalised by each channel's mean magnitude; (N,)."""
+    a = values - values.mean((2, 3), keepdim=True)
+    a = a / a.abs().mean((2, 3), keepdim=True).clamp_min(1e-6)
+    steps = a.diff(dim=2).abs().sum((1, 2, 3)) + a.diff(dim=3).abs().sum((1, 2, 3))
+    return steps / a[0].numel()
+
+
+def lite0(epochs: int) -> Subject:
+    """Take EfficientNet-Lite0, with a surrogate trained on other crops of the photographs."""
+    net, images = efficientnet_lite0(), photographs(224, 8)
+    with torch.no_grad():
+        target = net(images).argmax(1)
+    crops = photographs(256, 16)[:, :, 16:240, 16:240]
+    return Subject(
+        "EfficientNet-Lite0",
+        net,
+        images,
+        target,
+        train_surrogate(net, list(crops.split(8)), epochs, held_out=0.0),
+    )
+
+
+def demo() -> Subject:
+    """Take the demo classifier and patches of tumour nests of the sample slide."""
+    classifier = load_classifier("demo")
+    with open_slide(ROOT / "sample_data/tumour_nests.svs") as slide:
+        corners = [
+            (1550, 1450),
+            (3150, 950),
+            (1700, 2800),
+            (3000, 2800),
+            (1600, 3000),
+            (3500, 1700),
+            (1200, 1700),
+            (2550, 1050),
+        ]
+        pixels = [slide.read(Region(x, y, 224, 224), Size(224, 224)) for x, y in corners]
+    net = classifier.module
+    images = classifier.normalised(np.stack(pixels), torch.device("cpu"))
+    return Subject("demo", net, images, torch.zeros(8, dtype=torch.long), surrogate_for(net))
+
+
+def table(subject: Subject) -> None:
+    """Print the total variation of each method relative to none, for each stage and attribution."""
+    print(f"\n{subject.name}, total variation relative to none, {len(subject.images)} patches")
+    print(f"| layer | attribution | {' | '.join(METHODS)} |\n|---|---|{'---|' * len(METHODS)}")
+    for stage in feature_stages(subject.net, subject.images[:1]):
+        for attribution in ATTRIBUTIONS:
+            means = [
+                float(total_variation(explain(subject, stage.name, attribution, method)).mean())
+                for method in METHODS
+            ]
+            cells = " | ".join(f"{m / means[0]:.2f}" if i else f"1 ({m:.2f})" for i, m in enumerate(means))
+            print(f"| {stage.name} (1/{stage.reduction}) | {attribution} | {cells} |", flush=True)
+
+
+def explain(subject: Subject, layer: str, attribution: Attribution, method: str) -> Tensor:
+    """Attribution of all channels (N, C, h, w)."""
+    how = {"surrogate": subject.surrogate, "reduce": None, "steps": 10}
+    return explain_patches(subject.net, subject.images, layer, subject.target, attribution, method, **how)
+
+
+def figure(subject: Subject, layers: tuple[str, ...], path: Path) -> None:
+    """Draw one patch under the four methods at three layers."""
+    canvas = Figure(figsize=(2.3 * (len(METHODS) + 1), 2.3 * len(layers)), layout="constrained")
+    axes = canvas.subplots(len(layers), len(METHODS) + 1)
+    picture = subject.images[0].permute(1, 2, 0)
+    picture = (picture - picture.min()) / (picture.max() - picture.min())
+    for row, layer in zip(axes, layers, strict=True):
+        row[0].imshow(picture)
+        row[0].set_ylabel(layer)
+        for axis, method in zip(row[1:], METHODS, strict=True):
+            values = explain(subject, layer, "gradient", method)[0].mean(0).abs()
+            axis.imshow(values, cmap="magma", vmax=float(values.quantile(0.99)))
+            axis.set_title(method if layer == layers[0] else "")
+        for axis in row:
+            axis.set_xticks([])
+            axis.set_yticks([])
+    canvas.savefig(path, dpi=90)
+
+
+@click.command()
+@click.option("-o", "--out", type=click.Path(path_type=Path), default=ROOT / "docs/smoothing.png")
+@click.option("--epochs", default=15, show_default=True, help="Epochs of EfficientNet-Lite0's surrogate.")
+def main(out: Path, epochs: int) -> None:
+    """Print the tables and draw the figure."""
+    small, real = demo(), lite0(epochs)
+    figure(small, ("layer1", "layer2", "layer3"), out)
+    figure(real, ("blocks.1", "blocks.2", "blocks.4"), out.with_name(f"{out.stem}-lite0{out.suffix}"))
+    table(small)
+    table(real)
+
+
+if __name__ == "__main__":
+    main()
