@@ -51,11 +51,11 @@ def total_variation(values: Tensor) -> Tensor:
 
 
 def lite0(epochs: int) -> Subject:
-    """Take EfficientNet-Lite0, with a surrogate trained on other crops of the photographs."""
+    """Take EfficientNet-Lite0, with a surrogate trained on crops of the photographs."""
     net, images = efficientnet_lite0(), photographs(224, 8)
     with torch.no_grad():
         target = net(images).argmax(1)
-    crops = photographs(256, 16)[:, :, 16:240, 16:240]
+    crops = photographs(224, 12)
     return Subject(
         "EfficientNet-Lite0",
         net,

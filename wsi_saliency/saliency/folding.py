@@ -39,37 +39,38 @@ def own_copy(model: nn.Module, images: Tensor, keep: Collection[str] = ()) -> nn
     """
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()):
         return model
-    try:
-        copied = _frozen(copy.deepcopy(model))
-    except (RuntimeError, TypeError):  # weights that are computed (weight norm), locks, open files
+    copied = _copied(model)
+    if copied is None:
         return model
-    folded = _folded(copied, images, keep)
-    return folded if folded is not None and _alike(model, folded, images) else copied
+    pairs, before = _foldable(copied, images)
+    _fold(copied, {c: b for c, b in pairs.items() if c not in keep})
+    if not pairs or _alike(before, copied, images):
+        return copied
+    return _copied(model) or model
 
 
-def _frozen(model: nn.Module) -> nn.Module:
-    return model.requires_grad_(False).to(memory_format=torch.channels_last)
+def _copied(model: nn.Module) -> nn.Module | None:
+    """Copy a network, frozen and channels-last; None where that cannot be done."""
+    try:
+        return copy.deepcopy(model).requires_grad_(False).to(memory_format=torch.channels_last)
+    except (RuntimeError, TypeError):  # weights that are computed (weight norm), locks, open files
+        return None
 
 
-def _alike(model: nn.Module, folded: nn.Module, images: Tensor) -> bool:
+def _alike(before: Tensor, folded: nn.Module, images: Tensor) -> bool:
     with torch.no_grad():
-        before, after = model(images), folded(images)
+        after = folded(images)
     return bool((before - after).abs().max() <= _ALIKE * before.abs().max().clamp_min(1e-6))
 
 
-def _folded(model: nn.Module, images: Tensor, keep: Collection[str]) -> nn.Module | None:
-    """Fold what can be folded into a further copy; None where nothing can."""
-    pairs = {c: b for c, b in _foldable(model, images).items() if c not in keep}
-    if not pairs:
-        return None
-    folded = copy.deepcopy(model)
+def _fold(model: nn.Module, pairs: dict[str, str]) -> None:
     for convolution, norm in pairs.items():
-        before, after = folded.get_submodule(convolution), folded.get_submodule(norm)
+        before, after = model.get_submodule(convolution), model.get_submodule(norm)
         assert isinstance(before, nn.Conv2d)
         assert isinstance(after, nn.BatchNorm2d)
-        folded.set_submodule(convolution, fuse_conv_bn_eval(before, after))
-        folded.set_submodule(norm, _rest_of(after))
-    return _frozen(folded)
+        folded = fuse_conv_bn_eval(before, after).requires_grad_(False)
+        model.set_submodule(convolution, folded.to(memory_format=torch.channels_last))
+        model.set_submodule(norm, _rest_of(after))
 
 
 def _rest_of(norm: nn.BatchNorm2d) -> nn.Module:
@@ -78,8 +79,11 @@ def _rest_of(norm: nn.BatchNorm2d) -> nn.Module:
     return nn.Sequential(*parts) if parts else nn.Identity()
 
 
-def _foldable(model: nn.Module, images: Tensor) -> dict[str, str]:
-    """Pairs of convolution and batch normalisation where nothing else sees the convolution's output."""
+def _foldable(model: nn.Module, images: Tensor) -> tuple[dict[str, str], Tensor]:
+    """Find pairs of convolution and batch normalisation where nothing else sees what is between them.
+
+    Returns them by name, with the network's output.
+    """
     names = {module: name for name, module in model.named_modules()}
     made: dict[int, nn.Module] = {}  # by the identity of the output; `uses` keeps the tensors alive
     pairs: dict[nn.Module, nn.Module] = {}
@@ -105,10 +109,10 @@ def _foldable(model: nn.Module, images: Tensor) -> dict[str, str]:
         elif isinstance(module, nn.BatchNorm2d) and not module.training:
             handles.append(module.register_forward_pre_hook(before_norm))
     with torch.no_grad(), uses:
-        model(images)
+        output = model(images)
     for handle in handles:
         handle.remove()
-    return {
+    found = {
         names[convolution]: names[norm]
         for convolution, norm in pairs.items()
         if calls[convolution] == calls[norm] == 1
@@ -116,6 +120,7 @@ def _foldable(model: nn.Module, images: Tensor) -> dict[str, str]:
         and isinstance(norm, nn.BatchNorm2d)
         and norm.track_running_stats
     }
+    return found, output
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]

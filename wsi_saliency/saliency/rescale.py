@@ -276,6 +276,8 @@ def _apply(
         y = _max_pool(x, x0, args[1:], kwargs)
     elif name == "layer_norm":
         y = _layer_norm(x, x0, *args[1:], **kwargs)
+    elif name == "relu":
+        y = _relu(x, x0, _like(baseline_result, x))
     else:
         y = _elementwise(_out_of_place(func, args[1:], kwargs), x, x0, _like(baseline_result, x))
     return x.copy_(y) if _works_in_place(func, args, kwargs) else y
@@ -327,10 +329,18 @@ def _multiplied(y: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
 
 def _elementwise(f: Callable[[Tensor], Tensor], x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
     y, slope = _value_and_slope(f, x.detach())
+    return _by_differences(y, slope, x, x0, y0)
+
+
+def _relu(x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
+    """Do what `_elementwise` does for ReLU, by far the most frequent, in fewer passes."""
+    y = x.detach().relu()
+    return _by_differences(y, (y > 0).to(y.dtype), x, x0, y0)
+
+
+def _by_differences(y: Tensor, slope: Tensor, x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
     dx = x.detach() - x0
-    small = dx.abs() < _SMALL
-    multiplier = torch.where(small, slope, (y - y0) / dx.masked_fill(small, 1))
-    return _multiplied(y, (x, multiplier))
+    return _multiplied(y, (x, torch.where(dx.abs() < _SMALL, slope, (y - y0) / dx)))
 
 
 def _value_and_slope(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
