@@ -95,8 +95,13 @@ def table(subject: Subject) -> None:
                 float(total_variation(explain(subject, stage.name, attribution, method)).mean())
                 for method in METHODS
             ]
-            cells = " | ".join(f"{m / means[0]:.2f}" if i else f"1 ({m:.2f})" for i, m in enumerate(means))
+            cells = " | ".join(relative(m, means[0]) if i else f"1 ({m:.2f})" for i, m in enumerate(means))
             print(f"| {stage.name} (1/{stage.reduction}) | {attribution} | {cells} |", flush=True)
+
+
+def relative(value: float, plain: float) -> str:
+    """Share of the plain map's total variation; there is none where pooling makes the gradient constant."""
+    return f"{value / plain:.2f}" if plain else "–"
 
 
 def explain(subject: Subject, layer: str, attribution: Attribution, method: str) -> Tensor:
