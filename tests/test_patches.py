@@ -191,6 +191,32 @@ def test_deeplift_sums_to_the_difference_of_logits(name, baseline):
         assert (found.double().sum((1, 2, 3)) - delta).abs().max() <= 1e-3 * delta.abs().max()
 
 
+class FunctionsInPlace(nn.Module):
+    """Pooling with a positional ceil_mode, products and quotients of activations, in place and not."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x):
+        a = torch.max_pool2d(self.conv(x), 3, 2, 1, 1, True)
+        gate = a.sigmoid()
+        b = torch.relu_(a.clone()) * gate
+        b *= gate
+        b /= gate + 1
+        return self.head(b.mean((2, 3)))
+
+
+def test_deeplift_sums_where_functions_work_in_place():
+    torch.manual_seed(0)
+    net = FunctionsInPlace().double().eval()
+    x, image = torch.randn(2, 3, 20, 21, dtype=torch.float64), torch.randn(3, 20, 21, dtype=torch.float64)
+    found = explain_patches(net, x, "input", 1, "deeplift", "none", baseline=image, reduce=None)
+    with torch.no_grad():
+        delta = net(x)[:, 1] - net(image[None])[:, 1]
+    assert (found.double().sum((1, 2, 3)) - delta).abs().max() <= 1e-5 * delta.abs().max()
+
+
 def assert_complete(net, x, target, layer, steps, tolerance):
     with torch.no_grad():
         delta = (net(x) - net(torch.zeros_like(x[:1]))).gather(1, target[:, None])[:, 0]

@@ -284,10 +284,10 @@ def _apply(
 
 
 def _works_in_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    name = str(func.__name__)
-    marked = name.endswith("_") and not name.endswith("__")
-    asked = kwargs.get("inplace", False) or any(a is True for a in args[1:])
-    return marked or asked or name in ("__imul__", "__itruediv__")
+    name, spelled = _name(func), str(func.__name__)
+    marked = spelled.endswith("_") and not spelled.endswith("__")
+    asked = kwargs.get("inplace", False) or (name in _ELEMENTWISE and any(a is True for a in args[1:]))
+    return marked or asked or name in ("imul", "itruediv")
 
 
 def _out_of_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[Tensor], Tensor]:
@@ -309,11 +309,11 @@ class _Multiplied(torch.autograd.Function):
     """y, whose gradients go back to its arguments with given multipliers."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, *arguments_and_multipliers: Tensor) -> Tensor:
+    def forward(ctx: Any, y: tuple[Tensor], *arguments_and_multipliers: Tensor) -> Tensor:
         half = len(arguments_and_multipliers) // 2
         ctx.save_for_backward(*arguments_and_multipliers[half:])
         ctx.shapes = [a.shape for a in arguments_and_multipliers[:half]]
-        return y.view_as(y)
+        return y[0]  # wrapped on the way in, so that it is an output and no view: it may be changed in place
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
@@ -324,7 +324,7 @@ class _Multiplied(torch.autograd.Function):
 
 def _multiplied(y: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
     arguments, multipliers = zip(*pairs, strict=True)
-    return _Multiplied.apply(y.detach(), *arguments, *(m.detach() for m in multipliers))  # type: ignore[no-any-return]
+    return _Multiplied.apply((y.detach(),), *arguments, *(m.detach() for m in multipliers))  # type: ignore[no-any-return]
 
 
 def _elementwise(f: Callable[[Tensor], Tensor], x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
