@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from wsi_saliency.saliency.engine import Network
 from wsi_saliency.saliency.folding import own_copy
-from wsi_saliency.saliency.patches import explain_patches
+from wsi_saliency.saliency.patches import PatchExplainer, explain_patches
 
 Job = Callable[[], object]
 
@@ -118,31 +118,19 @@ def compare(name: str, net: nn.Module, x: Tensor, repeats: int, steps: int, devi
     theirs = without_inplace(net)
     module = theirs.get_submodule(layer)
     captum = LayerGradientXActivation(theirs, module, multiply_by_inputs=False)
-    row(
-        "Captum / ours, gradient",
-        partial(captum.attribute, x, target),
-        partial(ours, "gradient", "none"),
-        repeats,
-        device,
-        "≥ 1.5",
-    )
-    row(
-        "Captum / ours, gradient in bf16",
-        partial(captum.attribute, x, target),
-        partial(ours, "gradient", "none", precision="bf16"),
-        repeats,
-        device,
-        "–",
-    )
     lift = LayerDeepLift(theirs, module)
-    row(
-        "Captum / ours, deeplift",
-        partial(lift.attribute, x, torch.zeros_like(x), target),
-        partial(ours, "deeplift", "none"),
-        repeats,
-        device,
-        "≥ 4",
-    )
+    for attribution, theirs_now, bound in (
+        ("gradient", partial(captum.attribute, x, target), "≥ 1.5"),
+        ("deeplift", partial(lift.attribute, x, torch.zeros_like(x), target), "≥ 4"),
+    ):
+        prepared = PatchExplainer(net, x, layer, attribution, "none")
+        in_bf16 = PatchExplainer(net, x, layer, attribution, "none", precision="bf16")
+        for how, explain in (
+            ("one call", partial(ours, attribution, "none")),
+            ("prepared", partial(prepared, x, target)),
+            ("prepared, bf16", partial(in_bf16, x, target)),
+        ):
+            row(f"Captum / ours, {attribution}, {how}", theirs_now, explain, repeats, device, bound)
     paths = LayerIntegratedGradients(theirs, theirs.get_submodule("layer3"))
     row(f"Captum / ours, integrated-gradients, {steps} steps, layer3",
         partial(paths.attribute, x, torch.zeros_like(x), target, n_steps=steps, internal_batch_size=len(x)),

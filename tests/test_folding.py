@@ -62,3 +62,22 @@ def test_somebody_elses_hooks_are_not_copied():
     net = random_net()
     net[0].register_forward_hook(lambda m, i, o: None)
     assert own_copy(net, torch.randn(1, 3, 65, 65, dtype=torch.float64)) is net
+
+
+class UsesItsWeights(nn.Module):
+    """The convolution's weights are used for something else, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).mean((2, 3)) * self.conv.weight.norm()
+
+
+def test_a_convolution_whose_weights_are_used_elsewhere_is_not_folded():
+    net, x = UsesItsWeights().eval(), torch.randn(1, 3, 8, 8)
+    net.norm.running_var.fill_(4)
+    copied = own_copy(net, x)
+    assert folded_count(copied) == 1
+    torch.testing.assert_close(copied(x), net(x))

@@ -18,7 +18,7 @@ from torch import nn
 from tests.nets import random_net
 from tests.pretrained import efficientnet_lite0, photographs
 from tests.test_smoothing import assert_untouched, state_of
-from wsi_saliency import explain_patches, load_classifier, open_slide, smoothed
+from wsi_saliency import PatchExplainer, explain_patches, load_classifier, open_slide, smoothed
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.geometry import Region, Size
 from wsi_saliency.saliency.layers import find_layer
@@ -362,3 +362,23 @@ def test_nothing_stays_after_an_exception(attribution):
 def test_settings_that_do_not_fit(how, message):
     with pytest.raises(SettingsError, match=message):
         explain_patches(random_net(), **({"images": X, "layer": "4", "attribution": "deeplift"} | how))
+
+
+def test_an_explainer_is_made_once_and_gives_what_single_calls_give():
+    net = random_net()
+    for method in ("none", "backward-hook"):
+        explain = PatchExplainer(net, X[:1], "3", "deeplift", method)
+        for images in (X, X[:1]):
+            expected = explain_patches(net, images, "3", 1, "deeplift", method)
+            assert torch.equal(explain(images, 1), expected)
+
+
+def test_an_explainer_works_on_weights_of_its_own():
+    net = random_net()
+    explain = PatchExplainer(net, X, "3")
+    before = explain(X, 1)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.mul_(3)
+        net[3].running_var.mul_(3)
+    assert torch.equal(explain(X, 1), before)

@@ -6,14 +6,16 @@ from itertools import product
 
 import numpy as np
 import pytest
+import torch
 
 from tests.nets import spot_classifier
 from tests.slides_made import pyramid, write_svs
-from wsi_saliency.geometry import Mpp
+from wsi_saliency import open_slide, train_surrogate
+from wsi_saliency.geometry import Mpp, Region
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.pipeline import explain_slide
 from wsi_saliency.saliency.engine import Explainer
-from wsi_saliency.settings import RunSettings
+from wsi_saliency.settings import ATTRIBUTIONS, METHODS, RunSettings
 
 SIDE_UM = 640  # of the slide
 RADIUS_UM = 6
@@ -63,25 +65,41 @@ def slides(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def surrogate(slides, tmp_path_factory):
+    """Train a surrogate of the spot classifier on a slide of spots."""
+    classifier, rng = spot_classifier(), np.random.default_rng(0)
+    with open_slide(slides[1][0.5]) as slide:
+        rgb = slide.read(Region(0, 0, slide.size.w, slide.size.h), slide.size)
+    corners = rng.integers(0, len(rgb) - 256, (64, 2))
+    patches = np.stack([rgb[y : y + 256, x : x + 256] for x, y in corners])
+    batches = classifier.normalised(patches, torch.device("cpu")).split(8)
+    trained = train_surrogate(classifier.module, batches, epochs=12, held_out=0.125)
+    assert trained.scores.prediction_difference < 0.05
+    trained.save(path := tmp_path_factory.mktemp("surrogate") / "spots.safetensors")
+    return path
+
+
 CASES = [
-    *product(
-        ["none", "backward-hook", "forward-hook"], ["gradient", "gradient-x-activation"], ["4", "8", "16"]
-    ),
-    *product(
-        ["none", "backward-hook", "forward-hook"], ["deeplift", "integrated-gradients", "gradcam"], ["8"]
-    ),
+    *product(METHODS, ATTRIBUTIONS, ["8"]),
+    *product(["none", "backward-hook", "forward-hook"], ["gradient", "gradient-x-activation"], ["4", "16"]),
 ]
 
 
 @pytest.mark.parametrize("mpp", [0.5, 0.26], ids=["same mpp", "resampled"])
 @pytest.mark.parametrize(("method", "attribution", "layer"), CASES)
-def test_planted_spots_come_back_in_place(slides, tmp_path, mpp, layer, attribution, method):
+def test_planted_spots_come_back_in_place(slides, surrogate, tmp_path, mpp, layer, attribution, method):
     places, paths = slides
     settings = RunSettings(
         model="spots", method=method, attribution=attribution, layer=layer, tissue_threshold=0, device="cpu"
     )
     explainer = Explainer.of(
-        spot_classifier(), layer=layer, method=method, attribution=attribution, device="cpu"
+        spot_classifier(),
+        layer=layer,
+        method=method,
+        attribution=attribution,
+        surrogate=surrogate,
+        device="cpu",
     )
     explainer.network.steps = 5
     result = explain_slide(paths[mpp], tmp_path / "out", settings, explainer=explainer)
@@ -91,7 +109,8 @@ def test_planted_spots_come_back_in_place(slides, tmp_path, mpp, layer, attribut
         if cell_um > RADIUS_UM * 2:
             continue  # a spot within one cell has no place within it
         errors = (found_at(heatmap, level, places) - places) / cell_um
-        assert np.abs(errors.mean(0)).max() < 0.15, f"level {level}"
+        bias = 0.15 if method != "surrogate" else 0.25  # it has the answers of the original, not its gradient
+        assert np.abs(errors.mean(0)).max() < bias, f"level {level}"
         if attribution == "gradient":  # the gates of coarser stages cut it into their own, larger cells
             assert np.abs(errors).max(1).mean() < 0.35, f"level {level}"
         else:

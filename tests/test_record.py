@@ -10,6 +10,7 @@ import pytest
 from wsi_saliency.record import COMPLETE, RUN_JSON, Stopwatch, differences, read_record
 from wsi_saliency.settings import RunSettings
 
+WEIGHTS = {"sha256": "aa", "surrogate_sha256": None}
 SETTINGS = RunSettings(model="demo", overlap=0.25)
 
 
@@ -66,13 +67,13 @@ def test_a_complete_record_is_read_back(tmp_path):
 
 
 def test_the_same_request_differs_in_nothing(record, slide):
-    assert differences(record, slide, SETTINGS, "aa") == ()
+    assert differences(record, slide, SETTINGS, WEIGHTS) == ()
     assert differences(json.loads(json.dumps(record)), slide, SETTINGS) == ()
 
 
 def test_what_does_not_change_the_values_is_no_difference(record, slide):
     elsewhere = replace(SETTINGS, workers=1, batch=3, device="cpu", weights=Path("copy.safetensors"))
-    assert differences(record, slide, elsewhere, "aa") == ()
+    assert differences(record, slide, elsewhere, WEIGHTS) == ()
 
 
 @pytest.mark.parametrize(
@@ -87,16 +88,18 @@ def test_what_does_not_change_the_values_is_no_difference(record, slide):
     ],
 )
 def test_each_setting_that_differs_is_named(record, slide, change, words):
-    assert differences(record, slide, replace(SETTINGS, **change), "aa") == (words,)
+    assert differences(record, slide, replace(SETTINGS, **change), WEIGHTS) == (words,)
 
 
 def test_other_weights_and_another_slide_are_named(record, slide):
-    assert differences(record, slide, SETTINGS, "bb") == ("other weights",)
+    assert differences(record, slide, SETTINGS, {**WEIGHTS, "sha256": "bb"}) == ("other weights",)
+    other = {**WEIGHTS, "surrogate_sha256": "cc"}
+    assert differences(record, slide, SETTINGS, other) == ("another surrogate",)
     slide.write_bytes(b"123456")
-    assert differences(record, slide, SETTINGS, "aa") == ("another slide file",)
-    assert differences(record, slide.with_name("other.svs"), SETTINGS, "aa") == ("another slide file",)
+    assert differences(record, slide, SETTINGS, WEIGHTS) == ("another slide file",)
+    assert differences(record, slide.with_name("other.svs"), SETTINGS, WEIGHTS) == ("another slide file",)
 
 
 def test_a_setting_that_an_older_record_lacks_had_its_default(record, slide):
     del record["settings"]["tissue_threshold"]
-    assert differences(record, slide, SETTINGS, "aa") == ()
+    assert differences(record, slide, SETTINGS, WEIGHTS) == ()

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from wsi_saliency.models.loading import load_classifier as load_classifier
     from wsi_saliency.pipeline import explain_slide as explain_slide
     from wsi_saliency.pipeline import load_explainer as load_explainer
+    from wsi_saliency.saliency.patches import PatchExplainer as PatchExplainer
     from wsi_saliency.saliency.patches import explain_patches as explain_patches
     from wsi_saliency.saliency.smoothing import smoothed as smoothed
     from wsi_saliency.saliency.surrogate import Surrogate as Surrogate
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from wsi_saliency.slides.slide import open_slide as open_slide
 
 _HOMES = {
+    "PatchExplainer": "saliency.patches",
     "RunSettings": "settings",
     "explain_patches": "saliency.patches",
     "explain_slide": "pipeline",

@@ -25,7 +25,7 @@ from wsi_saliency.heatmap.stitching import Stitcher
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.plan import Plan, plan_slide, with_drift
-from wsi_saliency.record import RUN_JSON, Stopwatch, differences, read_record, run_record
+from wsi_saliency.record import RUN_JSON, Stopwatch, differences, read_record, run_record, weight_hashes
 from wsi_saliency.saliency.engine import Explainer, Explanation
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.blocks import PatchReader
@@ -121,8 +121,8 @@ def explain_slide(
     path, folder, settings = Path(slide), Path(folder), settings or RunSettings()
     existing = read_record(folder)
     if existing and not overwrite:
-        sha256 = explainer.classifier.sha256 if explainer else None
-        return Result(folder, existing, kept=True, differences=differences(existing, path, settings, sha256))
+        weights = weight_hashes(explainer) if explainer else None
+        return Result(folder, existing, kept=True, differences=differences(existing, path, settings, weights))
     explainer = explainer or load_explainer(settings)
     clock = Stopwatch()
     with open_slide(path, settings.mpp) as opened, _unfinished(folder) as work:

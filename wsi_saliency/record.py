@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsi_saliency.settings import RunSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from wsi_saliency.plan import Plan
+    from wsi_saliency.saliency.engine import Explainer
 
 RUN_JSON = "run.json"
 COMPLETE = "complete"
 _PACKAGES = ("wsi-saliency", "torch", "timm", "openslide-python", "tifffile", "zarr", "numpy")
 _WITHOUT_EFFECT = frozenset({"weights", "batch", "workers", "device"})  # the weights' hash is compared
+_SURROGATE = "surrogate_sha256"
 _T = TypeVar("_T")
 
 
@@ -71,7 +73,10 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def differences(
-    record: dict[str, Any], slide: Path, settings: RunSettings, sha256: str | None = None
+    record: dict[str, Any],
+    slide: Path,
+    settings: RunSettings,
+    weights: Mapping[str, str | None] | None = None,
 ) -> tuple[str, ...]:
     """Say in what an existing result differs from what is asked now, a few words each.
 
@@ -81,8 +86,8 @@ def differences(
         What `read_record` returned.
     slide, settings
         What is asked now.
-    sha256
-        Hash of the weights that would be used; None if they are not known, and then not compared.
+    weights
+        `weight_hashes` of what would explain the slide now; None if it is not loaded, and then not compared.
     """
     before, now = RunSettings().to_json() | record.get("settings", {}), settings.to_json()
     words = [
@@ -90,12 +95,20 @@ def differences(
         for name, value in now.items()
         if name not in _WITHOUT_EFFECT and value != before[name]
     ]
-    if sha256 is not None and sha256 != record.get("model", {}).get("sha256"):
-        words.append("other weights")
+    before_weights = record.get("model", {})
+    for name, value in (weights or {}).items():
+        if value != before_weights.get(name):
+            words.append("another surrogate" if name == _SURROGATE else "other weights")
     facts = record.get("slide", {})
     if slide.name != facts.get("name") or (slide.is_file() and slide.stat().st_size != facts.get("bytes")):
         words.append("another slide file")
     return tuple(words)
+
+
+def weight_hashes(explainer: Explainer) -> dict[str, str | None]:
+    """Return the hashes of a classifier's weights and of its surrogate's, None without one."""
+    surrogate = explainer.network.surrogate
+    return {"sha256": explainer.classifier.sha256, _SURROGATE: surrogate.sha256 if surrogate else None}
 
 
 def _shown(value: object) -> str:
@@ -148,7 +161,7 @@ def _model_facts(plan: Plan) -> dict[str, Any]:
     return {
         "uri": classifier.uri,
         "architecture": classifier.architecture,
-        "sha256": classifier.sha256,
+        **weight_hashes(explainer),
         "mpp": classifier.mpp,
         "patch": classifier.patch,
         "mean": list(classifier.mean),

@@ -19,13 +19,14 @@ from wsi_saliency.saliency.surrogate import Surrogate, surrogate_for
 from wsi_saliency.settings import default_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
 
     from wsi_saliency.models.classifier import Classifier
+    from wsi_saliency.saliency.folding import Trial
     from wsi_saliency.settings import Attribution, Method, Precision
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -127,9 +128,16 @@ class Network:
 
 
 def working_copy(
-    model: nn.Module, images: Tensor, layer: str, method: Method, surrogate: Surrogate | Path | None = None
+    model: nn.Module,
+    images: Tensor,
+    layers: Collection[str],
+    method: Method,
+    surrogate: Surrogate | Path | None = None,
+    trial: Trial | None = None,
 ) -> tuple[nn.Module, Surrogate | None]:
-    """Return a copy of a network to explain a layer of, and its surrogate if the method needs one.
+    """Return a copy of a network to explain layers of, and its surrogate if the method needs one.
+
+    ``trial`` is what `try_out` has said of the network; it is tried on the images if left out.
 
     Raises
     ------
@@ -137,11 +145,11 @@ def working_copy(
         If there is no surrogate for this network, or the file cannot be read.
     """
     if not SMOOTHING[method].imitates:
-        return own_copy(model, images, keep={layer}), None
+        return own_copy(model, images, layers, trial), None
     if not isinstance(surrogate, Surrogate):
         surrogate = surrogate_for(model, surrogate)
     surrogate.check(model)
-    return own_copy(model, images, keep={layer, *surrogate.layers}), surrogate
+    return own_copy(model, images, {*layers, *surrogate.layers}, trial), surrogate
 
 
 @contextmanager
@@ -213,7 +221,7 @@ class Explainer:
             name = find_layer(classifier.module, layer or default_layer(attribution), blank)
             with smoothed(classifier.module, _PLAIN if SMOOTHING[method].imitates else method):
                 geometry = measure(classifier.module, name, blank)
-            module, stand_in = working_copy(classifier.module, blank, name, method, surrogate)
+            module, stand_in = working_copy(classifier.module, blank, {name}, method, surrogate)
         number_format = "fp32" if precision == "auto" else precision
         network = Network(
             module.to(where), name, method, attribution, blank.to(where), number_format, stand_in

@@ -8,89 +8,73 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
-_ALIKE = 1e-2  # relative difference of the logits: rounding stays far below it, a wrong folding far above
+    from collections.abc import Collection, Iterable
 
 
-def own_copy(model: nn.Module, images: Tensor, keep: Collection[str] = ()) -> nn.Module:
+class Trial(NamedTuple):
+    """One pass through a network: what it gave, and what may be folded.
+
+    ``output`` is the network's; ``pairs`` are names of a convolution and the batch normalisation that alone
+    sees its output.
+    """
+
+    output: Any
+    pairs: dict[str, str]
+
+
+def own_copy(
+    model: nn.Module, images: Tensor, keep: Collection[str] = (), trial: Trial | None = None
+) -> nn.Module:
     """Return a copy of a network to work on: frozen, channels-last, batch normalisation folded.
 
-    Where the network cannot be copied, or somebody listens to it with hooks, it is returned as it is; where
-    folding would change its logits, the copy is not folded.
+    Where the network cannot be copied, or somebody listens to it with hooks, it is returned as it is.
 
     Parameters
     ----------
     model
         Network in eval mode.
     images
-        (N, 3, H, W) normalised floats on the model's device, to try the copy on.
+        (N, 3, H, W) normalised floats on the model's device, to try it on.
     keep
         Names of modules whose outputs have to stay what they are.
+    trial
+        What `try_out` has said of the network; it is tried on the images if left out.
     """
     if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in model.modules()):
         return model
-    copied = _copied(model)
+    pairs = {c: b for c, b in (trial or try_out(model, images)).pairs.items() if c not in keep}
+    copied = _copied(model, without=[model.get_submodule(name) for name in pairs])
     if copied is None:
         return model
-    pairs, before = _foldable(copied, images)
-    _fold(copied, {c: b for c, b in pairs.items() if c not in keep})
-    if not pairs or _alike(before, copied, images):
-        return copied
-    return _copied(model) or model
-
-
-def _copied(model: nn.Module) -> nn.Module | None:
-    """Copy a network, frozen and channels-last; None where that cannot be done."""
-    try:
-        return copy.deepcopy(model).requires_grad_(False).to(memory_format=torch.channels_last)
-    except (RuntimeError, TypeError):  # weights that are computed (weight norm), locks, open files
-        return None
-
-
-def _alike(before: Tensor, folded: nn.Module, images: Tensor) -> bool:
-    with torch.no_grad():
-        after = folded(images)
-    return bool((before - after).abs().max() <= _ALIKE * before.abs().max().clamp_min(1e-6))
-
-
-def _fold(model: nn.Module, pairs: dict[str, str]) -> None:
     for convolution, norm in pairs.items():
-        before, after = model.get_submodule(convolution), model.get_submodule(norm)
-        assert isinstance(before, nn.Conv2d)
-        assert isinstance(after, nn.BatchNorm2d)
-        folded = fuse_conv_bn_eval(before, after).requires_grad_(False)
-        model.set_submodule(convolution, folded.to(memory_format=torch.channels_last))
-        model.set_submodule(norm, _rest_of(after))
+        _fold(copied, convolution, norm)
+    return copied.requires_grad_(False).to(memory_format=torch.channels_last)
 
 
-def _rest_of(norm: nn.BatchNorm2d) -> nn.Module:
-    """Return what is left of a batch normalisation: timm's may have an activation in them."""
-    parts = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
-    return nn.Sequential(*parts) if parts else nn.Identity()
+def try_out(model: nn.Module, images: Tensor) -> Trial:
+    """Run a network once, in eval mode, and find what may be folded.
 
-
-def _foldable(model: nn.Module, images: Tensor) -> tuple[dict[str, str], Tensor]:
-    """Find pairs of convolution and batch normalisation where nothing else sees what is between them.
-
-    Returns them by name, with the network's output.
+    A pair may be folded if nothing else sees what is between the two, each is called once, and the
+    convolution's weights are used for nothing else: the result is then the same but for rounding.
     """
     names = {module: name for name, module in model.named_modules()}
-    made: dict[int, nn.Module] = {}  # by the identity of the output; `uses` keeps the tensors alive
-    pairs: dict[nn.Module, nn.Module] = {}
+    made: dict[int, nn.Conv2d] = {}  # by the identity of the output; `uses` keeps the tensors alive
+    pairs: dict[nn.Conv2d, nn.Module] = {}
+    between: dict[nn.Conv2d, int] = {}
     calls: Counter[nn.Module] = Counter()
     uses = _Uses()
 
-    def after_convolution(module: nn.Module, args: Any, output: Tensor) -> None:
+    def after_convolution(module: nn.Conv2d, args: Any, output: Tensor) -> None:
         calls[module] += 1
         made[id(output)] = module
 
@@ -99,28 +83,65 @@ def _foldable(model: nn.Module, images: Tensor) -> tuple[dict[str, str], Tensor]
         convolution = made.get(id(args[0]))
         if convolution is not None:
             pairs[convolution] = module
-            outputs[convolution] = id(args[0])
+            between[convolution] = id(args[0])
 
-    outputs: dict[nn.Module, int] = {}
     handles = []
-    for module in names:
-        if type(module) is nn.Conv2d:
-            handles.append(module.register_forward_hook(after_convolution))
-        elif isinstance(module, nn.BatchNorm2d) and not module.training:
-            handles.append(module.register_forward_pre_hook(before_norm))
-    with torch.no_grad(), uses:
-        output = model(images)
-    for handle in handles:
-        handle.remove()
+    try:
+        for module in names:
+            if type(module) is nn.Conv2d:
+                handles.append(module.register_forward_hook(after_convolution))
+            elif _is_foldable(module):
+                handles.append(module.register_forward_pre_hook(before_norm))
+        with torch.no_grad(), uses:
+            output = model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
     found = {
         names[convolution]: names[norm]
         for convolution, norm in pairs.items()
         if calls[convolution] == calls[norm] == 1
-        and uses.count[outputs[convolution]] == 1
-        and isinstance(norm, nn.BatchNorm2d)
-        and norm.track_running_stats
+        and uses.count[between[convolution]] == uses.count[id(convolution.weight)] == 1
     }
-    return found, output
+    return Trial(output, found)
+
+
+def _is_foldable(module: nn.Module) -> bool:
+    return (
+        type(module) in (nn.BatchNorm2d, BatchNormAct2d)
+        and not module.training
+        and module.running_mean is not None
+    )
+
+
+def _copied(model: nn.Module, without: Iterable[nn.Module]) -> nn.Module | None:
+    """Copy a network; None where that cannot be done.
+
+    Some modules' parameters are not copied but shared, to be replaced.
+    """
+    shared = {id(p): p for module in without for p in module.parameters()}
+    try:
+        return copy.deepcopy(model, memo=dict(shared))
+    except (RuntimeError, TypeError):  # weights that are computed (weight norm), locks, open files
+        return None
+
+
+def _fold(copied: nn.Module, convolution: str, norm: str) -> None:
+    before, after = copied.get_submodule(convolution), copied.get_submodule(norm)
+    assert isinstance(before, nn.Conv2d)
+    assert isinstance(after, nn.BatchNorm2d)
+    assert after.running_mean is not None
+    assert after.running_var is not None
+    before.weight, before.bias = fuse_conv_bn_weights(
+        before.weight, before.bias, after.running_mean, after.running_var, after.eps, after.weight, after.bias
+    )
+    copied.set_submodule(norm, _rest_of(after))
+
+
+def _rest_of(norm: nn.BatchNorm2d) -> nn.Module:
+    """Return what is left of a batch normalisation: timm's may have an activation in them."""
+    parts = [part for name in ("drop", "act") if isinstance(part := getattr(norm, name, None), nn.Module)]
+    return nn.Sequential(*parts) if parts else nn.Identity()
 
 
 class _Uses(TorchDispatchMode):  # type: ignore[no-untyped-call]

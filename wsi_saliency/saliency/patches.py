@@ -10,13 +10,112 @@ from torch import Tensor, nn
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.models.classifier import SquashWatch, standard_logits
 from wsi_saliency.saliency.engine import Network, Noise, eval_mode, working_copy
+from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.layers import find_layer
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from wsi_saliency.saliency.folding import Trial
     from wsi_saliency.saliency.surrogate import Surrogate
     from wsi_saliency.settings import Attribution, Method, Precision
+
+
+class PatchExplainer:
+    """A classifier made ready to be explained at a layer, for many batches of patches.
+
+    `explain_patches` makes one and uses it once. It works on a copy: later changes to the classifier's
+    weights are not seen.
+
+    Parameters
+    ----------
+    model
+        Any network of eager PyTorch modules that gives logits (N, K), (N,), (N, 1) or (N, K, 1, 1). It is run
+        in eval mode, on the device where it is, and is bit for bit the same afterwards.
+    images
+        (N, 3, H, W) floats of the kind that will come, normalised as the classifier wants them.
+    layer
+        A module, its dotted name, a reduction (8: the last stage at 1/8 of the resolution), ``"last"`` (the
+        last stage) or ``"input"``.
+    attribution, method
+        A key of `ATTRIBUTION`, and one of `SMOOTHING`.
+    baseline
+        (3, H, W) or (1, 3, H, W) image that DeepLift and integrated gradients compare with, normalised;
+        zeros if left out.
+    surrogate
+        For the method of that name: a `Surrogate` of this model, or its file.
+    precision
+        Number format of the network's arithmetic.
+    steps
+        Nodes of integrated gradients.
+    smoothgrad
+        (n, sigma): average over n copies of the images with Gaussian noise of that standard deviation.
+    seed
+        Of the noise.
+
+    Raises
+    ------
+    ModelError
+        If the model, the layer or the combination cannot be explained; the message says why.
+    SettingsError
+        If the images or the baseline do not fit.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        images: Tensor,
+        layer: str | int | nn.Module = "8",
+        attribution: Attribution = "gradient",
+        method: Method = "backward-hook",
+        *,
+        baseline: Tensor | None = None,
+        surrogate: Surrogate | Path | None = None,
+        precision: Precision = "fp32",
+        steps: int = 50,
+        smoothgrad: tuple[int, float] | None = None,
+        seed: int = 0,
+    ) -> None:
+        _check_images(images)
+        self._device = next((p.device for p in model.parameters()), images.device)
+        sample = images[:1].to(self._device)
+        with eval_mode(model):
+            trial = _tried(model, sample)
+            self._classes = standard_logits(trial.output).shape[1]
+            name = find_layer(model, layer, sample)
+            module, stand_in = working_copy(model, sample, {name}, method, surrogate, trial)
+        self._network = Network(
+            module,
+            name,
+            method,
+            attribution,
+            _one_image(baseline, sample),
+            "fp32" if precision == "auto" else precision,
+            stand_in,
+            steps,
+            Noise(*smoothgrad, seed) if smoothgrad else None,
+        )
+
+    def __call__(
+        self,
+        images: Tensor,
+        target: int | Tensor | None = None,
+        *,
+        batch_size: int | None = None,
+        reduce: Literal["mean"] | None = "mean",
+    ) -> Tensor:
+        """Explain images (N, 3, H, W): maps (N, h, w), or (N, C, h, w) with ``reduce=None``; float32, CPU.
+
+        ``target``, ``batch_size`` and ``reduce`` are those of `explain_patches`.
+        """
+        _check_images(images)
+        targets = _targets(target, len(images), self._classes).to(self._device)
+        parts = []
+        for start in range(0, len(images), batch_size or len(images)):
+            batch = slice(start, start + (batch_size or len(images)))
+            values = self._network(images[batch].to(self._device), targets[batch]).values.detach().float()
+            parts.append((values.mean(1) if reduce == "mean" else values).cpu())
+        return torch.cat(parts)
 
 
 def explain_patches(
@@ -38,37 +137,20 @@ def explain_patches(
 ) -> Tensor:
     """Explain patches at a layer of any classifier; the classifier is bit for bit the same afterwards.
 
+    Each call makes a copy of the network to work on; `PatchExplainer` keeps it for the next patches.
+
     Parameters
     ----------
-    model
-        Any network of eager PyTorch modules that gives logits (N, K), (N,), (N, 1) or (N, K, 1, 1). It is run
-        in eval mode, on the device where it is.
+    model, layer, attribution, method, baseline, surrogate, precision, steps, smoothgrad, seed
+        As in `PatchExplainer`.
     images
         (N, 3, H, W) floats, normalised as the classifier wants them.
-    layer
-        A module, its dotted name, a reduction (8: the last stage at 1/8 of the resolution), ``"last"`` (the
-        last stage) or ``"input"``.
     target
         Class index, one for all or (N,) one each; None for a classifier with a single logit.
-    attribution, method
-        A key of `ATTRIBUTION`, and one of `SMOOTHING`.
-    baseline
-        (3, H, W) or (1, 3, H, W) image that DeepLift and integrated gradients compare with, normalised;
-        zeros if left out.
-    surrogate
-        For the method of that name: a `Surrogate` of this model, or its file.
     batch_size
         Images per pass; all at once if left out.
-    precision
-        Number format of the network's arithmetic.
     reduce
         ``"mean"`` over channels, or None for all channels.
-    steps
-        Nodes of integrated gradients.
-    smoothgrad
-        (n, sigma): average over n copies of the images with Gaussian noise of that standard deviation.
-    seed
-        Of the noise.
 
     Returns
     -------
@@ -82,30 +164,20 @@ def explain_patches(
     SettingsError
         If the images, the target or the baseline do not fit.
     """
-    _check_images(images)
-    where = next((p.device for p in model.parameters()), images.device)
-    sample = images[:1].to(where)
-    with eval_mode(model):
-        targets = _targets(target, len(images), _class_count(model, sample)).to(where)
-        name = find_layer(model, layer, sample)
-        module, stand_in = working_copy(model, sample, name, method, surrogate)
-        network = Network(
-            module,
-            name,
-            method,
-            attribution,
-            _one_image(baseline, sample),
-            "fp32" if precision == "auto" else precision,
-            stand_in,
-            steps,
-            Noise(*smoothgrad, seed) if smoothgrad else None,
-        )
-        parts = []
-        for start in range(0, len(images), batch_size or len(images)):
-            batch = slice(start, start + (batch_size or len(images)))
-            values = network(images[batch].to(where), targets[batch]).values.detach().float()
-            parts.append((values.mean(1) if reduce == "mean" else values).cpu())
-    return torch.cat(parts)
+    explain = PatchExplainer(
+        model,
+        images,
+        layer,
+        attribution,
+        method,
+        baseline=baseline,
+        surrogate=surrogate,
+        precision=precision,
+        steps=steps,
+        smoothgrad=smoothgrad,
+        seed=seed,
+    )
+    return explain(images, target, batch_size=batch_size, reduce=reduce)
 
 
 def _check_images(images: Tensor) -> None:
@@ -115,21 +187,21 @@ def _check_images(images: Tensor) -> None:
         )
 
 
-def _class_count(model: nn.Module, sample: Tensor) -> int:
-    """Call the model once and return its number of logits; refuse what cannot be explained."""
+def _tried(model: nn.Module, sample: Tensor) -> Trial:
+    """Run the model once; refuse what cannot be explained."""
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "the model is scripted or traced, and hooks do not work in such a module; "
             "build it as a plain torch.nn.Module and load its state dict"
         )
-    with torch.no_grad(), SquashWatch() as watch:
-        logits = standard_logits(model(sample))
+    with SquashWatch() as watch:
+        trial = try_out(model, sample)
     if watch.squashed_by is not None:
         raise ModelError(
             f"the model ends in a {watch.squashed_by}; attributions explain logits: pass the model without "
             "that last step"
         )
-    return logits.shape[1]
+    return trial
 
 
 def _targets(target: int | Tensor | None, n: int, classes: int) -> Tensor:

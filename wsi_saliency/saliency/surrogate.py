@@ -14,6 +14,7 @@ import hashlib
 import json
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -218,6 +219,11 @@ class Surrogate:
     _checked: WeakKeyDictionary[nn.Module, object] = field(
         default_factory=WeakKeyDictionary, init=False, repr=False, compare=False
     )
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of its weights, as `hash_of` makes them of a network's."""
+        return hash_of(nn.ModuleList(self.layers.values()))
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file, under a temporary name first.
