@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 ROUNDS = 8  # so many times the wanted number of patches is looked at for a balanced set
 FEW = 0.1  # share of the wanted patches of one side below which there is no balanced set
+MEMORY = 4 * 2**30  # bytes of patches; while a balanced set is being sampled, twice that
 PLACES = 50_000  # tissue pixels to choose from; more would only cost memory
 
 
@@ -125,16 +126,21 @@ class _Source:
 
     @classmethod
     def of(
-        cls, path: Path, classifier: Classifier, settings: TrainingSettings, rng: np.random.Generator
+        cls,
+        path: Path,
+        classifier: Classifier,
+        mpp: float | None,
+        rng: np.random.Generator,
+        held_out: float = 0.0,
     ) -> _Source:
-        with open_slide(path, settings.mpp) as slide:
+        with open_slide(path, mpp) as slide:
             for warning in slide.warnings:
                 log.warning("%s: %s", path.name, warning)
             # patches may lie anywhere: a grid of single pixels
             grid = TileGrid(
                 canvas_for(slide, wanted_mpp(classifier)), classifier.patch, stride=1, reduction=1
             )
-            upper, lower = areas(tissue_mask(slide), grid, settings.held_out, rng)
+            upper, lower = areas(tissue_mask(slide), grid, held_out, rng)
         if upper is None:
             log.warning("%s: no tissue found; no patches are taken from it", path.name)
         return cls(path, grid, upper, lower)
@@ -158,23 +164,114 @@ def sample_patches(
     SlideError
         If a slide cannot be read, or none has tissue.
     SettingsError
-        If the set cannot be balanced, for one side has less than a tenth of what it should have.
+        If the set cannot be balanced, for one side has less than a tenth of what it should have, or the
+        patches do not fit into memory.
     """
     rng = np.random.default_rng(settings.seed)
-    sources = [_Source.of(Path(path), classifier, settings, rng) for path in slides]
+    check_memory(settings.patches, classifier.patch)
+    sources = [_Source.of(Path(p), classifier, settings.mpp, rng, settings.held_out) for p in slides]
     upper = [(source, source.trained_on) for source in sources if source.trained_on]
     lower = [(source, source.held_out) for source in sources if source.held_out]
     if not upper:
-        raise SlideError(f"{', '.join(str(s) for s in slides)}: no tissue found; name slides with tissue")
+        raise _no_tissue(slides)
     if settings.held_out and not lower:
         log.warning("too little tissue to hold a part of it out; the surrogate is not scored")
     n_lower = round(settings.patches * settings.held_out) if lower else 0
     with tqdm(desc="sampling", unit="patch", disable=None if progress else True) as bar:
-        sampler = _Sampler(classifier.patch, settings, rng, bar)
+        sampler = _Sampler(classifier.patch, settings.mpp, settings.workers, rng, bar)
         if balance is None:
             return Sample(sampler.take(upper, settings.patches - n_lower), sampler.take(lower, n_lower))
         sides = sampler.take_sides(upper, settings.patches - n_lower, balance)
         return Sample(_even(sides, balance), np.concatenate(sampler.take_sides(lower, n_lower, balance)[:2]))
+
+
+class Located(NamedTuple):
+    """Patches (N, P, P, 3), RGB, and where each is from: its slide, and its level-0 ``x, y, w, h``."""
+
+    patches: Patches
+    slides: list[Path]
+    boxes: list[tuple[int, int, int, int]]
+
+
+def sample_located(
+    slides: Sequence[Path | str],
+    classifier: Classifier,
+    n: int,
+    wanted: Callable[[Patches], Mask] | None = None,
+    *,
+    seed: int = 0,
+    mpp: float | None = None,
+    workers: int = 4,
+    progress: bool = False,
+) -> Located:
+    """Sample ``n`` patches from the tissue of slides, evenly, and say where they are from.
+
+    Parameters
+    ----------
+    slides, classifier
+        Where from and for whom.
+    n
+        How many.
+    wanted
+        Takes patches (m, P, P, 3) and tells which of them count, (m,); up to eight times ``n`` are looked at.
+    seed, mpp, workers
+        Of the draw; µm per level-0 pixel, in place of what the slides say; threads that read.
+    progress
+        Show a bar, where there is a terminal.
+
+    Raises
+    ------
+    SlideError
+        If a slide cannot be read, or none has tissue.
+    SettingsError
+        If none of the patches that were looked at is wanted, or ``n`` of them do not fit into memory.
+    """
+    check_memory(n, classifier.patch)
+    rng = np.random.default_rng(seed)
+    sources = [_Source.of(Path(path), classifier, mpp, rng) for path in slides]
+    places = [(source, source.trained_on) for source in sources if source.trained_on]
+    if not places:
+        raise _no_tissue(slides)
+    kept: list[tuple[NDArray[np.uint8], _Source, Tile]] = []
+    with tqdm(desc="sampling", unit="patch", disable=None if progress else True) as bar:
+        sampler = _Sampler(classifier.patch, mpp, workers, rng, bar)
+        for _ in range(ROUNDS if wanted else 1):
+            patches, origins = sampler.take_located(places, n)
+            chosen = np.flatnonzero(wanted(patches)) if wanted else np.arange(n)
+            # in any order of slides, so that none is preferred when there are enough
+            kept += [(patches[i], *origins[i]) for i in rng.permutation(chosen)]
+            if len(kept) >= n:
+                break
+    if not kept:
+        raise SettingsError(
+            f"none of {ROUNDS * n} patches of tissue is predicted positive; leave --predicted-positive out, "
+            "or choose another --target or other slides"
+        )
+    if len(kept) < n:
+        log.warning("only %d of %d wanted patches found among %d", len(kept), n, ROUNDS * n)
+    kept = sorted(kept[:n], key=lambda one: [source is one[1] for source in sources].index(True))
+    boxes = [source.grid.level0_box(tile) for _, source, tile in kept]
+    return Located(np.stack([patch for patch, *_ in kept]), [source.path for _, source, _ in kept], boxes)
+
+
+def check_memory(patches: int, side: int) -> None:
+    """Make sure that so many patches fit into memory.
+
+    Raises
+    ------
+    SettingsError
+        If they take more than 4 GiB.
+    """
+    most = MEMORY // (side * side * 3)
+    if patches > most:
+        raise SettingsError(
+            f"{patches} patches of {side} px take more than {MEMORY / 2**30:g} GiB of memory; "
+            f"choose --patches {most} or fewer"
+        )
+
+
+def _no_tissue(slides: Sequence[Path | str]) -> SlideError:
+    return SlideError(f"{', '.join(str(s) for s in slides)}: no tissue found; name slides with tissue")
 
 
 class _Sides(NamedTuple):
@@ -203,21 +300,30 @@ class _Sampler:
     """Takes patches from the areas of slides, evenly."""
 
     side: int
-    settings: TrainingSettings
+    mpp: float | None
+    workers: int
     rng: np.random.Generator
     bar: tqdm[None]
 
     def take(self, places: Sequence[tuple[_Source, Area]], n: int) -> Patches:
+        return self.take_located(places, n)[0]
+
+    def take_located(
+        self, places: Sequence[tuple[_Source, Area]], n: int
+    ) -> tuple[Patches, list[tuple[_Source, Tile]]]:
+        """Take ``n`` patches (n, P, P, 3), and say where each is from."""
         patches = np.empty((n, self.side, self.side, 3), np.uint8)
-        done = 0
+        origins: list[tuple[_Source, Tile]] = []
         for i, (source, area) in enumerate(places):
-            tiles = area.draw((n - done) // (len(places) - i), self.rng)
-            with open_slide(source.path, self.settings.mpp) as slide:
-                for patch in PatchReader(slide, source.grid, tiles, self.settings.workers):
-                    patches[done] = patch
-                    done += 1
+            tiles = area.draw((n - len(origins)) // (len(places) - i), self.rng)
+            with open_slide(source.path, self.mpp) as slide:
+                for tile, patch in zip(
+                    tiles, PatchReader(slide, source.grid, tiles, self.workers), strict=True
+                ):
+                    patches[len(origins)] = patch
+                    origins.append((source, tile))
                     self.bar.update()
-        return patches
+        return patches, origins
 
     def take_sides(self, places: Sequence[tuple[_Source, Area]], n: int, balance: Balance) -> _Sides:
         """Look at rounds of ``n`` patches until each side has half as many."""

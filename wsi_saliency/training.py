@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from wsi_saliency.errors import ModelError, OutputError, SettingsError
+from wsi_saliency.errors import ModelError, OutputError
 from wsi_saliency.models.classifier import Classifier, probabilities, standard_logits
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.engine import choose_device
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from wsi_saliency.saliency.surrogate import Surrogate
     from wsi_saliency.saliency.surrogate_training import Step
     from wsi_saliency.sampling import Patches
-
-MEMORY = 4 * 2**30  # bytes of patches; while a balanced set is being sampled, twice that
 
 
 def train_surrogate_on_slides(
@@ -66,7 +64,6 @@ def train_surrogate_on_slides(
     classifier = load_classifier(
         settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
     )
-    _check_memory(settings.patches, classifier.patch)
     replaceable(classifier.module)  # raises before the slides are read, not after
     device = choose_device(settings.device)
     classifier.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -94,15 +91,6 @@ def _check_writable(file: Path) -> None:
         partial.unlink()
     except OSError as e:
         raise OutputError(f"{file}: cannot be written ({e.strerror}); choose another file with -o") from e
-
-
-def _check_memory(patches: int, side: int) -> None:
-    most = MEMORY // (side * side * 3)
-    if patches > most:
-        raise SettingsError(
-            f"{patches} patches of {side} px take more than {MEMORY / 2**30:g} GiB of memory; "
-            f"choose --patches {most} or fewer"
-        )
 
 
 def _facts(slides: Sequence[Path | str], settings: TrainingSettings) -> dict[str, Any]:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _PLAIN: Method = "none"
-_DEFAULT_BATCH = {"cuda": 128, "mps": 32, "cpu": 16}
+DEFAULT_BATCH = {"cuda": 128, "mps": 32, "cpu": 16}
 
 
 class Explanation(NamedTuple):
@@ -226,7 +226,7 @@ class Explainer:
         network = Network(
             module.to(where), name, method, attribution, blank.to(where), number_format, stand_in
         )
-        return cls(classifier, network, geometry, index, where, batch or _DEFAULT_BATCH[where.type])
+        return cls(classifier, network, geometry, index, where, batch or DEFAULT_BATCH[where.type])
 
     def drift(self, patches: NDArray[np.uint8]) -> tuple[float, float]:
         """Measure on patches (N, P, P, 3) how far the method moves the map: (x, y) in patch pixels."""

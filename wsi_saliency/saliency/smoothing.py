@@ -114,20 +114,23 @@ class Smoothing:
         Context manager that installs the method on a network; takes its surrogate, if the method needs one.
     moves_gradient
         Whether the gradient is averaged to one side on its way back, so that the map drifts.
+    changes_predictions
+        Whether the network answers otherwise under it.
     imitates
         Whether it stands in for the network's own layers, so that their cells lie where they always do.
     """
 
     apply: Callable[[nn.Module, Surrogate | None], AbstractContextManager[None]]
     moves_gradient: bool = False
+    changes_predictions: bool = False
     imitates: bool = False
 
 
 SMOOTHING: dict[Method, Smoothing] = {
     "none": Smoothing(_none),
     "backward-hook": Smoothing(_backward_hook, moves_gradient=True),
-    "forward-hook": Smoothing(_forward_hook),
-    "surrogate": Smoothing(_surrogate, imitates=True),
+    "forward-hook": Smoothing(_forward_hook, changes_predictions=True),
+    "surrogate": Smoothing(_surrogate, changes_predictions=True, imitates=True),
 }
 
 
