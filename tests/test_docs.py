@@ -14,7 +14,7 @@ from wsi_saliency.cli import cli
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/api.md", "docs/methods.md")]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def blocks(language):

@@ -9,6 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from wsi_saliency.evaluate import evaluate_slide as evaluate_slide
+    from wsi_saliency.evaluate import evaluate_slides as evaluate_slides
+    from wsi_saliency.evaluation.causal import insertion_deletion as insertion_deletion
+    from wsi_saliency.evaluation.metrics import total_variation as total_variation
+    from wsi_saliency.evaluation_settings import EvaluationSettings as EvaluationSettings
     from wsi_saliency.models.loading import load_classifier as load_classifier
     from wsi_saliency.pipeline import explain_slide as explain_slide
     from wsi_saliency.pipeline import load_explainer as load_explainer
@@ -21,6 +26,11 @@ if TYPE_CHECKING:
     from wsi_saliency.slides.slide import open_slide as open_slide
 
 _HOMES = {
+    "EvaluationSettings": "evaluation_settings",
+    "evaluate_slide": "evaluate",
+    "evaluate_slides": "evaluate",
+    "insertion_deletion": "evaluation.causal",
+    "total_variation": "evaluation.metrics",
     "PatchExplainer": "saliency.patches",
     "RunSettings": "settings",
     "explain_patches": "saliency.patches",

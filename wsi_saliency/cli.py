@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from wsi_saliency.errors import WsiSaliencyError
+from wsi_saliency.evaluation_settings import MAX_STABILITY_MPX, SCORE_ON, SUBSTRATES, EvaluationSettings
 from wsi_saliency.settings import (
     ATTRIBUTIONS,
     DEFAULT_LAYER,
@@ -107,6 +108,35 @@ _tissue_threshold = click.option(
     metavar="F",
     help="Explain patches of which at least this share is tissue.",
 )
+_batch = click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Patches per pass; halved when they do not fit.  [default: by device]",
+)
+_workers = click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    metavar="N",
+    help="Threads that read the slide.",
+)
+_device = click.option(
+    "--device",
+    default="auto",
+    show_default=True,
+    metavar="auto|cpu|cuda[:i]|mps",
+    help="Where the classifier runs; auto is a GPU where there is one.",
+)
+_precision = click.option(
+    "--precision",
+    type=click.Choice(PRECISIONS),
+    default="auto",
+    show_default=True,
+    help="Number format of the classifier's arithmetic; auto is fp32.",
+)
+_TARGET_HELP = "Class to explain.  [default: the single logit, or the one class called tumour]"
 
 
 @cli.command(
@@ -156,42 +186,14 @@ _tissue_threshold = click.option(
     metavar="FILE",
     help="What train-surrogate has written, for --method surrogate.  [default: the one bundled for demo]",
 )
-@click.option(
-    "--target",
-    metavar="NAME|INDEX",
-    help="Class to explain.  [default: the single logit, or the one class called tumour]",
-)
+@click.option("--target", metavar="NAME|INDEX", help=_TARGET_HELP)
 @_overlap
 @_mpp
 @_tissue_threshold
-@click.option(
-    "--batch",
-    type=click.IntRange(min=1),
-    metavar="N",
-    help="Patches per pass; halved when they do not fit.  [default: by device]",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    metavar="N",
-    help="Threads that read the slide.",
-)
-@click.option(
-    "--device",
-    default="auto",
-    show_default=True,
-    metavar="auto|cpu|cuda[:i]|mps",
-    help="Where the classifier runs; auto is a GPU where there is one.",
-)
-@click.option(
-    "--precision",
-    type=click.Choice(PRECISIONS),
-    default="auto",
-    show_default=True,
-    help="Number format of the classifier's arithmetic; auto is fp32.",
-)
+@_batch
+@_workers
+@_device
+@_precision
 @click.option("--overwrite", is_flag=True, help="Replace complete results; otherwise they are kept.")
 @click.option(
     "--ome-zarr",
@@ -353,6 +355,187 @@ def train_surrogate(slides: tuple[str, ...], out: Path, quiet: bool, **options: 
         raise
     if not quiet:
         _print([*report(surrogate), ("written", str(out))])
+
+
+class _Names(click.ParamType):  # type: ignore[type-arg]
+    """Several names, with commas between them; ``all`` is every one of the table."""
+
+    name = "names"
+
+    def __init__(self, table: tuple[str, ...] = ()) -> None:
+        self.table = table
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, ...]:
+        """Split the names and check them against the table, where there is one."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        if self.table and names == ("all",):
+            return self.table
+        for name in names:
+            if self.table and name not in self.table:
+                self.fail(f"{name!r} is none of {', '.join(self.table)}", param, ctx)
+        return names
+
+
+@cli.command(
+    epilog=_examples(
+        "evaluate slide.svs --model demo --attributions gradient --layers 8 --patches 20",
+        "evaluate slides/ --predicted-positive --annotations annotations/ --sanity -o evaluation",
+    )
+)
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("evaluation"),
+    show_default=True,
+    help="Output folder; look at its index.html.",
+)
+@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="URI", help=_MODEL_HELP)
+@_model_options
+@click.option(
+    "--methods",
+    type=_Names(METHODS),
+    default=(),
+    metavar="LIST",
+    help=f"Of {', '.join(METHODS)}; none is always among them.  [default: all that are available]",
+)
+@click.option(
+    "--attributions",
+    type=_Names(ATTRIBUTIONS),
+    default=(),
+    metavar="LIST",
+    help=f"Of {', '.join(ATTRIBUTIONS)}.  [default: gradient,deeplift]",
+)
+@click.option(
+    "--layers",
+    type=_Names(),
+    default=(),
+    metavar="LIST",
+    help="Module names, reductions, last, input.  [default: input,4,8,16,last]",
+)
+@click.option(
+    "--surrogate",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What train-surrogate has written.  [default: the one bundled for demo]",
+)
+@click.option("--target", metavar="NAME|INDEX", help=_TARGET_HELP)
+@click.option(
+    "--patches",
+    type=click.IntRange(min=1),
+    default=EvaluationSettings.patches,
+    show_default=True,
+    metavar="N",
+    help="Patches to sample from the tissue, evenly over the slides.",
+)
+@click.option(
+    "--predicted-positive",
+    is_flag=True,
+    help="Sample only patches whose target probability is over one half.",
+)
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=EvaluationSettings.seed,
+    show_default=True,
+    metavar="N",
+    help="Decides which patches are taken, the random maps, and the random networks of --sanity.",
+)
+@click.option(
+    "--annotations",
+    type=click.Path(path_type=Path),
+    metavar="FILE|FOLDER",
+    help="What was drawn on the slide, or a folder with a file for each slide's name: QuPath GeoJSON, "
+    "ASAP XML or Camelyon JSON. The slides' whole maps are compared with it.",
+)
+@click.option(
+    "--annotation-class",
+    "annotation_classes",
+    multiple=True,
+    metavar="NAME",
+    help="Annotations that count; may be repeated.  [default: all]",
+)
+@click.option(
+    "--annotation-scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=EvaluationSettings.annotation_scale,
+    show_default=True,
+    metavar="F",
+    help="Pixels of the slide per pixel of the annotations.",
+)
+@click.option(
+    "--sanity",
+    is_flag=True,
+    help="Randomise the classifier stage by stage; maps that do not change are flagged.",
+)
+@click.option(
+    "--stability-mpx",
+    type=click.FloatRange(0, MAX_STABILITY_MPX),
+    default=EvaluationSettings.stability_mpx,
+    show_default=True,
+    metavar="MPX",
+    help="Size of the region of each slide that is mapped on two grids, at the classifier's resolution; "
+    "0 for none.",
+)
+@click.option(
+    "--score-on",
+    type=click.Choice(SCORE_ON),
+    default=EvaluationSettings.score_on,
+    show_default=True,
+    help="Score on the classifier as it is, or as each method changes it.",
+)
+@click.option(
+    "--deletion-to",
+    type=click.Choice(SUBSTRATES),
+    default=EvaluationSettings.deletion_to,
+    show_default=True,
+    help="What deleted pixels become.",
+)
+@click.option(
+    "--insertion-from",
+    type=click.Choice(SUBSTRATES),
+    default=EvaluationSettings.insertion_from,
+    show_default=True,
+    help="What pixels are inserted into.",
+)
+@click.option(
+    "--step",
+    type=click.IntRange(min=1),
+    metavar="PIXELS",
+    help="Pixels changed at a time.  [default: 8 × the patch's width]",
+)
+@_mpp
+@_tissue_threshold
+@_batch
+@_workers
+@_device
+@_precision
+@click.option("--overwrite", is_flag=True, help="Replace an evaluation that is there.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+def evaluate(slides: tuple[str, ...], out: Path, overwrite: bool, quiet: bool, **options: Any) -> None:
+    """Say which maps of SLIDEs explain the classifier: faithful, smooth, stable, in the right place.
+
+    Patches are sampled from the tissue and explained by every method × attribution × layer; pixels are then
+    inserted and deleted in the order of each map. Maps that know nothing of the classifier are the controls.
+    """
+    _speak(quiet=quiet)
+    from wsi_saliency.batch import find_slides
+    from wsi_saliency.evaluate import evaluate_slides
+    from wsi_saliency.evaluation.report import findings
+
+    paths = [job.slide for job in find_slides(slides)]
+    evaluation = evaluate_slides(
+        paths, out, EvaluationSettings(**options), overwrite=overwrite, progress=not quiet
+    )
+    if not quiet:
+        for sentence in findings(evaluation):
+            click.echo(f"- {sentence}")
+        click.echo(f"→ {out / 'index.html'}")
 
 
 def _print(lines: list[tuple[str, str]]) -> None:

@@ -1,0 +1,480 @@
+"""Evaluating: patches of slides are explained in many ways, and the maps are judged."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import os
+import platform
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from wsi_saliency.errors import ModelError, OutputError
+from wsi_saliency.evaluation.annotations import Annotations, annotations_for, read_annotations
+from wsi_saliency.evaluation.candidates import Candidate, candidates, comparable_layers, ranked_by_magnitude
+from wsi_saliency.evaluation.contest import Contest, Outcome
+from wsi_saliency.evaluation.localisation import localise, patch_probability_map
+from wsi_saliency.evaluation.report import METRICS_JSON, write_report
+from wsi_saliency.evaluation.results import Evaluation, Example, Localised, MapKind, SanityStage, Stability
+from wsi_saliency.evaluation.sanity import cascade, stages
+from wsi_saliency.evaluation.stability import GridStability, PatchMaps
+from wsi_saliency.evaluation_settings import EvaluationSettings
+from wsi_saliency.heatmap import writing
+from wsi_saliency.heatmap.ome_zarr import Heatmap
+from wsi_saliency.models.classifier import probabilities, standard_logits
+from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.pipeline import TILES, ZARR, Result, explain_slide
+from wsi_saliency.plan import canvas_for, wanted_mpp
+from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, Network, choose_device, eval_mode
+from wsi_saliency.saliency.layers import INPUT
+from wsi_saliency.saliency.smoothing import SMOOTHING
+from wsi_saliency.saliency.surrogate import surrogate_for
+from wsi_saliency.sampling import Located, sample_located
+from wsi_saliency.settings import METHODS, RunSettings
+from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.tissue import tissue_mask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from wsi_saliency.evaluation_settings import Substrate
+    from wsi_saliency.models.classifier import Classifier
+    from wsi_saliency.settings import Attribution, Method
+
+    Progress = Callable[[int], object]
+
+log = logging.getLogger(__name__)
+
+MAPS = "maps"  # folder, in that of the evaluation, of the slides' maps
+OVERLAPS = (0.5, 0.75)  # of the grids whose stability is measured
+SANITY_PATCHES = 32  # a mean over so many tells a map that changes from one that does not
+EXAMPLES = 4
+_DEFAULT_ATTRIBUTIONS: tuple[Attribution, ...] = ("gradient", "deeplift")
+_MAIN_REDUCTION = 8
+_PACKAGES = ("wsi-saliency", "torch", "timm", "numpy")
+
+
+def evaluate_slide(
+    slide: Path | str, folder: Path | str, settings: EvaluationSettings | None = None, **how: bool
+) -> Evaluation:
+    """Evaluate maps on patches of one slide; as `evaluate_slides`."""
+    return evaluate_slides([slide], folder, settings, **how)
+
+
+def evaluate_slides(
+    slides: Sequence[Path | str],
+    folder: Path | str,
+    settings: EvaluationSettings | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Evaluation:
+    """Find out which method, attribution and layer explain a classifier best on the tissue of some slides.
+
+    Parameters
+    ----------
+    slides
+        Whole-slide images.
+    folder
+        Where the report goes: ``index.html``, pictures, ``metrics.json``, ``metrics.csv``, ``curves.npz``;
+        and in ``maps`` the slides' maps, if there are annotations to compare them with.
+    settings
+        What is compared and how; the defaults of `EvaluationSettings` if left out.
+    overwrite
+        Replace a report that is there.
+    progress
+        Show a bar, where there is a terminal.
+
+    Raises
+    ------
+    SlideError, ModelError, SettingsError, OutputError
+        If a slide or its annotations cannot be read, the classifier not be explained, no patch be found, or
+        the report not be written.
+    """
+    settings, folder, paths = settings or EvaluationSettings(), Path(folder), [Path(s) for s in slides]
+    _check_free(folder, overwrite=overwrite)
+    started, start = datetime.now(UTC), time.perf_counter()
+    drawn = {path: _annotations(path, settings) for path in paths} if settings.annotations else {}
+    subject = Subject.of(settings)
+    patches = subject.sample(paths, progress=progress)
+    contest = subject.contest(patches)
+    grids = list(_grids(subject, paths))
+    sane = list(_sanity_checks(subject, contest))
+    total = contest.cost + sum(grid.patches for _, _, grid in grids) + sum(cost for cost, _ in sane)
+    with tqdm(total=total, desc="evaluating", unit="image", disable=None if progress else True) as bar:
+        outcome = contest.run(bar.update)
+        stability = [row for grid in grids for row in _stability(subject, *grid, bar.update)]
+        sanity = [row for _, check in sane for row in check(bar.update)]
+    localised = [
+        row
+        for path, annotations in drawn.items()
+        for row in _localised(subject, path, annotations, folder / MAPS, progress=progress)
+    ]
+    facts = _facts(subject, paths, contest) | {
+        "started": started.isoformat(timespec="seconds"),
+        "seconds": round(time.perf_counter() - start, 1),
+    }
+    evaluation = Evaluation(
+        facts,
+        subject.patch_rows(patches, contest),
+        outcome.scored,
+        outcome.prediction_difference,
+        stability,
+        sanity,
+        localised,
+        _examples(subject, patches, contest, outcome),
+    )
+    _publish(evaluation, folder)
+    return evaluation
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The classifier under evaluation, on its device, with everything that its maps are made with."""
+
+    settings: EvaluationSettings
+    classifier: Classifier
+    device: torch.device
+    target: int
+    methods: tuple[Method, ...]
+    attributions: tuple[Attribution, ...]
+    layers: tuple[str, ...]
+
+    @classmethod
+    def of(cls, settings: EvaluationSettings) -> Subject:
+        """Load the classifier, and find the methods and layers that it can be explained by."""
+        classifier = load_classifier(
+            settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
+        )
+        for note in classifier.notes:
+            log.warning("%s: %s", settings.model, note)
+        device = choose_device(settings.device)
+        classifier.module.to(device)
+        blank = torch.zeros(1, 3, classifier.patch, classifier.patch, device=device)
+        return cls(
+            settings,
+            classifier,
+            device,
+            classifier.target_index(settings.target),
+            settings.methods or _available_methods(classifier, settings),
+            settings.attributions or _DEFAULT_ATTRIBUTIONS,
+            tuple(comparable_layers(classifier.module, blank, settings.layers)),
+        )
+
+    @property
+    def batch(self) -> int:
+        """Patches per pass."""
+        return self.settings.batch or DEFAULT_BATCH[self.device.type]
+
+    @cached_property
+    def compared(self) -> list[Candidate]:
+        """All methods × attributions × layers."""
+        side = self.classifier.patch
+        return candidates(
+            self.classifier.module,
+            torch.zeros(1, 3, side, side, device=self.device),
+            self.methods,
+            self.attributions,
+            self.layers,
+            surrogate=self.settings.surrogate,
+            precision=self.settings.precision,
+        )
+
+    @cached_property
+    def main(self) -> list[Candidate]:
+        """All methods × attributions at the layer next to 1/8, for what takes too long at every layer."""
+        hidden = [c for c in self.compared if c.kind.layer != INPUT] or self.compared
+        layer = min(hidden, key=lambda c: abs(c.geometry.reduction - _MAIN_REDUCTION)).kind.layer
+        return [c for c in self.compared if c.kind.layer == layer]
+
+    def sample(self, slides: Sequence[Path], *, progress: bool) -> Located:
+        """Sample the patches to judge by."""
+        s = self.settings
+        return sample_located(
+            slides,
+            self.classifier,
+            s.patches,
+            self._predicted_positive if s.predicted_positive else None,
+            seed=s.seed,
+            mpp=s.mpp,
+            workers=s.workers,
+            progress=progress,
+        )
+
+    def contest(self, patches: Located) -> Contest:
+        """Set up the contest on some patches."""
+        s, images = self.settings, self.classifier.normalised(patches.patches, self.device)
+        return Contest(
+            self.classifier.module,
+            self.compared,
+            images,
+            torch.full((len(images),), self.target, device=self.device),
+            self.classifier.output,
+            self.batch,
+            s.step,
+            self._substrate(s.deletion_to),
+            self._substrate(s.insertion_from),
+            s.score_on,
+            s.seed,
+        )
+
+    def explainer(self, candidate: Candidate) -> Explainer:
+        """Return what explains RGB patches as a candidate does."""
+        return Explainer(
+            self.classifier, candidate.network, candidate.geometry, self.target, self.device, self.batch
+        )
+
+    def patch_rows(self, patches: Located, contest: Contest) -> list[dict[str, Any]]:
+        """Say of each patch where it is from, and what the classifier says of it."""
+        return [
+            {"slide": path.name, "x": x, "y": y, "w": w, "h": h, "probability": float(p)}
+            for path, (x, y, w, h), p in zip(
+                patches.slides, patches.boxes, contest.probabilities.tolist(), strict=True
+            )
+        ]
+
+    def _substrate(self, name: Substrate) -> Substrate | Tensor:
+        if name != "white":
+            return name
+        mean, std = (torch.tensor(v, device=self.device) for v in (self.classifier.mean, self.classifier.std))
+        return ((1 - mean) / std).view(3, 1, 1)
+
+    @torch.no_grad()
+    def _predicted_positive(self, patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
+        found = []
+        with eval_mode(self.classifier.module):
+            for start in range(0, len(patches), self.batch):
+                images = self.classifier.normalised(patches[start : start + self.batch], self.device)
+                p = probabilities(standard_logits(self.classifier.module(images)), self.classifier.output)
+                found.append((p[:, self.target] > 0.5).cpu().numpy())
+        return np.concatenate(found)
+
+
+def _available_methods(classifier: Classifier, settings: EvaluationSettings) -> tuple[Method, ...]:
+    """All methods; without the surrogate where none is given and none comes with the classifier."""
+    if settings.surrogate is None:
+        try:
+            surrogate_for(classifier.module)
+        except ModelError as reason:
+            log.info("surrogate is left out: %s", reason)
+            return tuple(m for m in METHODS if not SMOOTHING[m].imitates)
+    return METHODS
+
+
+def _annotations(slide: Path, settings: EvaluationSettings) -> Annotations:
+    """Read what is drawn on a slide, and make sure that it is this slide."""
+    assert settings.annotations is not None
+    drawn = read_annotations(annotations_for(slide, settings.annotations))
+    drawn = drawn.only(settings.annotation_classes).scaled(settings.annotation_scale)
+    with open_slide(slide, settings.mpp) as opened:
+        drawn.check_on(opened.size)
+    return drawn
+
+
+# ------------------------------------------------------------------------------- stability of the grid
+
+_Grid = tuple[Path, float, GridStability[MapKind]]
+
+
+def _grids(subject: Subject, slides: Sequence[Path]) -> Iterator[_Grid]:
+    """Plan the regions that are mapped twice."""
+    if not subject.settings.stability_mpx:
+        return
+    maps = {c.kind: PatchMaps(partial(_maps, subject.explainer(c)), c.geometry) for c in subject.main}
+    for path in slides:
+        with open_slide(path, subject.settings.mpp) as slide:
+            canvas, tissue = canvas_for(slide, wanted_mpp(subject.classifier)), tissue_mask(slide)
+        most = round(subject.settings.stability_mpx * 1e6)
+        for overlap in OVERLAPS:
+            yield path, overlap, GridStability(tissue, canvas, maps, subject.classifier.patch, overlap, most)
+
+
+def _maps(explainer: Explainer, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return explainer(patches).maps.numpy()
+
+
+def _stability(
+    subject: Subject, path: Path, overlap: float, grid: GridStability[MapKind], progress: Progress
+) -> Iterator[Stability]:
+    with open_slide(path, subject.settings.mpp) as slide:
+        found = grid.measure(slide, subject.settings.workers, progress)
+    for candidate in subject.main:
+        n = candidate.network
+        yield Stability(path.name, n.method, n.attribution, n.layer, overlap, found[candidate.kind])
+
+
+# -------------------------------------------------------------------------------------------- sanity
+
+_Check = tuple[int, "Callable[[Progress], Iterator[SanityStage]]"]
+
+
+def _sanity_checks(subject: Subject, contest: Contest) -> Iterator[_Check]:
+    """Prepare the randomisation of the classifier; yields how many images each check takes, and the check.
+
+    A surrogate imitates the trained layers; it would have to be trained again for each random network.
+    """
+    if not subject.settings.sanity:
+        return
+    some = contest.of(slice(0, len(contest.images), -(-len(contest.images) // SANITY_PATCHES)))
+    depth = 1 + len(stages(some.model, some.images[:1]))
+    for candidate in subject.main:
+        if not SMOOTHING[candidate.network.method].imitates:
+            yield depth * (len(some.images) + some.scorer("none").cost), partial(_sanity, candidate, some)
+
+
+def _sanity(candidate: Candidate, contest: Contest, progress: Progress) -> Iterator[SanityStage]:
+    n = candidate.network
+    g = candidate.geometry
+    scorer = contest.scorer("none")
+
+    def explain(module: nn.Module) -> NDArray[np.float32]:
+        network = Network(module, n.layer, n.method, n.attribution, n.baseline_image, n.precision)
+        parts = [
+            candidate.order(network(*some).values.mean(1, dtype=torch.float32))
+            for some in contest.batches()
+        ]
+        progress(len(contest.images))
+        return torch.cat(parts).cpu().numpy()
+
+    def score(maps: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        curves = scorer(maps, placement=(g.reduction, g.centre_x, g.centre_y), progress=progress)
+        return curves.insertion_auc.numpy(), curves.deletion_auc.numpy()
+
+    for step in cascade(contest.model, contest.images, explain, score, seed=contest.seed):
+        yield SanityStage(n.method, n.attribution, n.layer, *step)
+
+
+# -------------------------------------------------------------------------------------- localisation
+
+
+def _localised(
+    subject: Subject, path: Path, drawn: Annotations, maps: Path, *, progress: bool
+) -> Iterator[Localised]:
+    """Compare the slide's maps, and the classifier's own patch probabilities, with what is drawn on it."""
+    for i, candidate in enumerate(subject.main):
+        folder = maps / path.stem / "-".join((candidate.network.method, candidate.network.attribution))
+        result = _slide_map(subject, candidate, path, folder, progress=progress)
+        heatmap = Heatmap.open(result.folder / ZARR)
+        place, values = heatmap.info.placement, heatmap.read(0)
+        height, width = values.shape
+        lattice = width, height, place.x0, place.y0, place.fx, place.fy
+        positive = drawn.mask(*lattice)
+        with open_slide(path, subject.settings.mpp) as slide:
+            tissue = tissue_mask(slide)
+        x, y = place.centre(np.arange(width), np.arange(height)[:, None])
+        inside = tissue.fractions(x - place.fx / 2, y - place.fy / 2, place.fx, place.fy) > 0.5
+        if not positive[inside].any():
+            log.warning("%s: none of its areas lies in tissue of %s", drawn.path, path.name)
+        if i == 0:
+            boxes, p = _tile_probabilities(result.folder / TILES, subject)
+            scores = localise(patch_probability_map(boxes, p, *lattice), positive, inside)
+            yield Localised(path.name, None, *scores)
+        magnitude = np.abs(values) if ranked_by_magnitude(candidate.network.attribution) else values
+        yield Localised(path.name, candidate.kind, *localise(magnitude, positive, inside))
+
+
+def _slide_map(subject: Subject, candidate: Candidate, path: Path, folder: Path, *, progress: bool) -> Result:
+    """Make the map of a whole slide, or take the one that an evaluation with the same settings has left."""
+    s, n = subject.settings, candidate.network
+    settings = RunSettings(
+        model=s.model,
+        weights=s.weights,
+        method=n.method,
+        attribution=n.attribution,
+        surrogate=s.surrogate if SMOOTHING[n.method].imitates else None,
+        layer=n.layer,
+        target=s.target,
+        mpp=s.mpp,
+        model_mpp=s.model_mpp,
+        patch=s.patch,
+        tissue_threshold=s.tissue_threshold,
+        batch=s.batch,
+        workers=s.workers,
+        device=s.device,
+        precision=s.precision,
+    )
+    explain = partial(
+        explain_slide, path, folder, settings, explainer=subject.explainer(candidate), progress=progress
+    )
+    result = explain()
+    return explain(overwrite=True) if result.differences else result
+
+
+def _tile_probabilities(table: Path, subject: Subject) -> tuple[list[list[float]], list[float]]:
+    """Read the boxes of a run's patches and the target's probabilities."""
+    name = f"probability_{subject.classifier.class_names[subject.target]}"
+    with table.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [[float(row[key]) for key in "xywh"] for row in rows], [float(row[name]) for row in rows]
+
+
+# -------------------------------------------------------------------------------------------- report
+
+
+def _examples(subject: Subject, patches: Located, contest: Contest, outcome: Outcome) -> list[Example]:
+    """Show the maps of the patches that the classifier is surest of."""
+    p = contest.probabilities
+    kinds: list[MapKind] = [candidate.kind for candidate in subject.main]
+    return [
+        Example(
+            patches.patches[i],
+            float(p[i]),
+            {kind: outcome.explained[kind].maps[i].numpy() for kind in kinds},
+        )
+        for i in p.argsort(descending=True, stable=True)[:EXAMPLES].tolist()
+    ]
+
+
+def _facts(subject: Subject, slides: Sequence[Path], contest: Contest) -> dict[str, Any]:
+    c = subject.classifier
+    return {
+        "settings": subject.settings.to_json(),
+        "model": {
+            "uri": c.uri,
+            "architecture": c.architecture,
+            "sha256": c.sha256,
+            "classes": list(c.class_names),
+            "patch": c.patch,
+            "mpp": c.mpp,
+        },
+        "target": c.class_names[subject.target],
+        "slides": [path.name for path in slides],
+        "patches": len(contest.images),
+        "pixels_per_step": contest.scorer("none").step,
+        "layers": {candidate.network.layer: candidate.geometry.reduction for candidate in subject.compared},
+        "layer_of_slide_maps": subject.main[0].network.layer,
+        "device": str(subject.device),
+        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+    }
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether the report can be written."""
+    if (folder / METRICS_JSON).exists() and not overwrite:
+        raise OutputError(f"{folder}: holds an evaluation already; --overwrite replaces it, -o names another")
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder}: is a file; choose another folder with -o")
+
+
+def _publish(evaluation: Evaluation, folder: Path) -> None:
+    """Write the report beside its place, and move it there, ``metrics.json`` last."""
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / METRICS_JSON).unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as work:
+            write_report(evaluation, Path(work))
+            for file in sorted(Path(work).iterdir(), key=lambda file: file.name == METRICS_JSON):
+                os.replace(file, folder / file.name)

@@ -1,0 +1,158 @@
+"""The contest: all candidates' maps of the same patches, scored alike, and the controls with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+from wsi_saliency.evaluation.candidates import PLAIN, Explained, explain_all
+from wsi_saliency.evaluation.causal import CausalScorer
+from wsi_saliency.evaluation.controls import centred_gaussian, random_maps
+from wsi_saliency.evaluation.metrics import total_variation
+from wsi_saliency.evaluation.results import MapKind, Scored
+from wsi_saliency.models.classifier import probabilities
+from wsi_saliency.saliency.smoothing import SMOOTHING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+    from torch import Tensor, nn
+
+    from wsi_saliency.evaluation.candidates import Candidate
+    from wsi_saliency.evaluation_settings import ScoreOn, Substrate
+    from wsi_saliency.models.classifier import Output
+    from wsi_saliency.settings import Method
+
+    Progress = Callable[[int], object]
+
+RANDOM = MapKind(None, None, None, None, "random")
+CENTRED = MapKind(None, None, None, None, "centred-gaussian")
+
+
+class Outcome(NamedTuple):
+    """What a contest finds; the maps are kept to be shown."""
+
+    scored: list[Scored]
+    prediction_difference: dict[str, NDArray[np.float64]]
+    explained: dict[MapKind, Explained]
+
+
+@dataclass
+class Contest:
+    """Candidates, the patches that they explain, and how their maps are scored.
+
+    Parameters
+    ----------
+    model
+        The classifier's network as it is, on the images' device; it comes back as it was.
+    compared
+        What `candidates` has made of it.
+    images, target
+        (N, 3, H, W) normalised floats, and (N,) int64.
+    output
+        What turns logits into probabilities.
+    batch
+        Images per pass.
+    step, deletion_to, insertion_from
+        As in `CausalScorer`.
+    score_on
+        ``original``: curves are those of the classifier as it is. ``method``: those of the classifier as the
+        method changes it, and for the method's control likewise.
+    seed
+        Of the random maps.
+    """
+
+    model: nn.Module
+    compared: Sequence[Candidate]
+    images: Tensor
+    target: Tensor
+    output: Output
+    batch: int
+    step: int | None = None
+    deletion_to: Substrate | Tensor = "zeros"
+    insertion_from: Substrate | Tensor = "blur"
+    score_on: ScoreOn = "original"
+    seed: int = 0
+    _scorers: dict[Method, CausalScorer] = field(default_factory=dict, init=False)
+
+    @property
+    def cost(self) -> int:
+        """Images that the classifier sees: explained, and scored."""
+        blurs = sum(c.network.method != PLAIN for c in self.compared)
+        kinds = len(self.compared) + blurs + 2
+        return len(self.compared) * len(self.images) + kinds * self.scorer(PLAIN).cost
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """What the classifier says of the target, (N,) float64 on the CPU."""
+        return self.scorer(PLAIN).whole
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield images and targets, pass by pass."""
+        for start in range(0, len(self.images), self.batch):
+            some = slice(start, start + self.batch)
+            yield self.images[some], self.target[some]
+
+    def of(self, some: slice) -> Contest:
+        """Return the contest of some of the patches."""
+        return replace(self, images=self.images[some], target=self.target[some])
+
+    def run(self, progress: Progress | None = None) -> Outcome:
+        """Explain and score; ``progress`` is called with images done since the last call, `cost` in all."""
+        explained, logits = explain_all(self.compared, self.images, self.target, self.batch, progress)
+        scored = [self._scored(kind, found, progress) for kind, found in explained.items()]
+        scored.sort(key=lambda s: s.kind.control is not None)  # methods first; a stable sort
+        grain = self._grain()
+        controls = {
+            RANDOM: random_maps(len(self.images), *grain, self.seed),
+            CENTRED: centred_gaussian(*self.images.shape[2:]).expand(len(self.images), -1, -1),
+        }
+        for kind, maps in controls.items():
+            scored.append(self._scored(kind, Explained(maps, total_variation(maps)), progress))
+        return Outcome(scored, self._differences(logits), explained)
+
+    def scorer(self, method: Method) -> CausalScorer:
+        """Return what scores the maps of a method; most methods share one."""
+        changed = self.score_on == "method" and SMOOTHING[method].changes_predictions
+        key = method if changed else PLAIN
+        if key not in self._scorers:
+            network = next(c.network for c in self.compared if c.network.method == key)
+            self._scorers[key] = CausalScorer(
+                self.model,
+                self.images,
+                self.target,
+                self.step,
+                deletion_to=self.deletion_to,
+                insertion_from=self.insertion_from,
+                batch_size=self.batch,
+                output=self.output,
+                method=key,
+                surrogate=network.surrogate,
+            )
+        return self._scorers[key]
+
+    def _scored(self, kind: MapKind, found: Explained, progress: Progress | None) -> Scored:
+        scorer = self.scorer(kind.method or PLAIN)
+        curves = scorer(found.maps, placement=found.placement, progress=progress)
+        return Scored(
+            kind,
+            curves.insertion.numpy(),
+            curves.deletion.numpy(),
+            curves.insertion_auc.numpy(),
+            curves.deletion_auc.numpy(),
+            found.total_variation.double().numpy(),
+        )
+
+    def _grain(self) -> tuple[int, int]:
+        """Cells of random maps: those of the layer nearest to 1/8, so that they are as coarse as maps are."""
+        nearest = min(self.compared, key=lambda c: abs(c.geometry.reduction - 8))
+        return nearest.geometry.cell_h, nearest.geometry.cell_w
+
+    def _differences(self, logits: dict[Method, Tensor]) -> dict[str, NDArray[np.float64]]:
+        """|p_method − p| of the target, (N,), by method."""
+        chosen = self.target.cpu()[:, None]
+        p = {m: probabilities(x.double(), self.output).gather(1, chosen)[:, 0] for m, x in logits.items()}
+        return {method: (value - p[PLAIN]).abs().numpy() for method, value in p.items()}

@@ -1,0 +1,70 @@
+"""How figures and names are written, on the page and in sentences."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from wsi_saliency.evaluation.comparison import Metric, Rival
+    from wsi_saliency.evaluation.results import MapKind
+    from wsi_saliency.evaluation.statistics import Summary
+
+METRIC_NAME: dict[Metric, str] = {
+    "insertion": "insertion",
+    "deletion": "deletion",
+    "total_variation": "total variation",
+}
+RIVAL_NAME: dict[Rival, str] = {
+    "none": "the plain map (none)",
+    "blurred-none": "none blurred to the same total variation",
+    "random": "a random map",
+    "centred-gaussian": "a centred Gaussian",
+}
+
+
+def decimals(found: Summary) -> int:
+    """Decimals that show the interval's width with two digits; from 3 to 6, and 3 where it has none."""
+    width = found.high - found.low
+    return min(6, max(3, 1 - math.floor(math.log10(width)))) if width > 1e-9 else 3
+
+
+def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
+    """Write a number with a true minus sign; a dash for NaN."""
+    if math.isnan(value):
+        return "–"
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
+
+
+def mean(found: Summary, *, signed: bool = False) -> str:
+    """Write a mean with as many digits as its interval warrants."""
+    return number(found.mean, decimals(found), signed=signed)
+
+
+def interval(found: Summary) -> str:
+    """Write an interval as ``[low, high]``."""
+    digits = decimals(found)
+    return f"[{number(found.low, digits)}, {number(found.high, digits)}]"
+
+
+def method_name(kind: MapKind) -> str:
+    """Name of a map's method, or of what it is a control for."""
+    if kind.control == "blurred-none":
+        return f"none blurred to {kind.method}"
+    return kind.control or kind.method or ""
+
+
+def map_name(kind: MapKind) -> str:
+    """Name of a map without its method, such as ``deeplift · layer2``."""
+    return " · ".join(part for part in (kind.attribution, kind.layer) if part)
+
+
+def plural(n: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+
+def listing(names: list[str]) -> str:
+    """Join names with commas and a last ``and``."""
+    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
