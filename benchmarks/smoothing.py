@@ -3,66 +3,32 @@
     python benchmarks/smoothing.py -o docs/smoothing.png
 
 Measured on EfficientNet-Lite0 (ImageNet weights, photographs) and on the demo classifier (the sample slide),
-at each stage and for each attribution. A surrogate is trained for EfficientNet-Lite0 first, on crops of the
-same photographs, unless a file is given.
+at each stage and for each attribution. EfficientNet-Lite0's surrogate is trained first, on crops of
+photographs, unless there is a file of it.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
-ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).parent))
 
-from tests.pretrained import efficientnet_lite0, photographs  # noqa: E402
-from wsi_saliency import Surrogate, explain_patches, load_classifier, open_slide, train_surrogate  # noqa: E402
-from wsi_saliency.geometry import Region, Size  # noqa: E402
-from wsi_saliency.saliency.layers import feature_stages  # noqa: E402
-from wsi_saliency.saliency.surrogate import surrogate_for  # noqa: E402
-from wsi_saliency.settings import METHODS, Attribution  # noqa: E402
+from subjects import ROOT, Subject, lite0
+
+from wsi_saliency import explain_patches, load_classifier, open_slide, total_variation
+from wsi_saliency.geometry import Region, Size
+from wsi_saliency.saliency.layers import feature_stages
+from wsi_saliency.saliency.surrogate import surrogate_for
+from wsi_saliency.settings import METHODS, Attribution
 
 ATTRIBUTIONS: tuple[Attribution, ...] = ("gradient", "deeplift", "integrated-gradients")
-
-
-class Subject(NamedTuple):
-    """A network, patches for it, a target each, and its surrogate."""
-
-    name: str
-    net: nn.Module
-    images: Tensor
-    target: Tensor
-    surrogate: Surrogate
-
-
-def total_variation(values: Tensor) -> Tensor:
-    """Total variation of an attribution (N, C, h, w), normalised by each channel's mean magnitude; (N,)."""
-    a = values - values.mean((2, 3), keepdim=True)
-    a = a / a.abs().mean((2, 3), keepdim=True).clamp_min(1e-6)
-    steps = a.diff(dim=2).abs().sum((1, 2, 3)) + a.diff(dim=3).abs().sum((1, 2, 3))
-    return steps / a[0].numel()
-
-
-def lite0(epochs: int) -> Subject:
-    """Take EfficientNet-Lite0, with a surrogate trained on crops of the photographs."""
-    net, images = efficientnet_lite0(), photographs(224, 8)
-    with torch.no_grad():
-        target = net(images).argmax(1)
-    crops = photographs(224, 12)
-    return Subject(
-        "EfficientNet-Lite0",
-        net,
-        images,
-        target,
-        train_surrogate(net, list(crops.split(8)), epochs, held_out=0.0),
-    )
 
 
 def demo() -> Subject:
@@ -131,10 +97,11 @@ def figure(subject: Subject, layers: tuple[str, ...], path: Path) -> None:
 
 @click.command()
 @click.option("-o", "--out", type=click.Path(path_type=Path), default=ROOT / "docs/smoothing.png")
-@click.option("--epochs", default=15, show_default=True, help="Epochs of EfficientNet-Lite0's surrogate.")
-def main(out: Path, epochs: int) -> None:
+@click.option("--surrogate", type=click.Path(path_type=Path), help="Of EfficientNet-Lite0; made if missing.")
+@click.option("--epochs", default=50, show_default=True, help="Epochs of its training, 256 crops each.")
+def main(out: Path, surrogate: Path | None, epochs: int) -> None:
     """Print the tables and draw the figure."""
-    small, real = demo(), lite0(epochs)
+    small, real = demo(), lite0(surrogate, epochs)
     figure(small, ("layer1", "layer2", "layer3"), out)
     figure(real, ("blocks.1", "blocks.2", "blocks.4"), out.with_name(f"{out.stem}-lite0{out.suffix}"))
     table(small)

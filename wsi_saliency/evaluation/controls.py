@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from wsi_saliency.evaluation.metrics import total_variation
+from wsi_saliency.evaluation.metrics import roughness
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
-_RUNGS = 12  # blurs tried on the way up, from a tenth of a cell to the map's side: about a factor of two each
-_HALVINGS = 10  # of the last such step, which leaves it 0.1 % wide
+_NARROWEST = 0.25  # cells; the narrowest blur that is tried
+_CLOSE = 0.005  # relative excess that is near enough to the wanted total variation
+_STEPS = 20  # of false position at most; it takes about five
+_ROUNDING = 1e-5  # relative excess that is none
+_SMOOTHEST = 1e-9  # spares a division by zero where a constant map is wanted
 _TAIL = 7  # standard deviations after which a Gaussian is nothing
 _LEAST_SIGMA = 1e-3  # no blur at all; spares a division by zero
 
@@ -41,8 +46,8 @@ def blurred_to(values: Tensor, wanted: Tensor) -> Tensor:
 
     Total variation is divided by the map's magnitude, which a blur lowers too: it mostly falls with the
     blur's width, but may rise a little, as on a checkerboard once only its edges are left. So widths are
-    tried from small to large, each about twice the last, up to the map's side; where the wanted value is
-    first passed, the width is found by bisection. That ends at the wanted value however the total variation
+    tried from small to large, each twice the last, up to the map's side; where the wanted value is first
+    passed, the width is found by false position. That ends at the wanted value however the total variation
     runs between the two, for it is continuous.
 
     Parameters
@@ -60,22 +65,45 @@ def blurred_to(values: Tensor, wanted: Tensor) -> Tensor:
     """
     blur = Blur(values)
     wanted = wanted.to(values.device, torch.float64)
+
+    def excess(sigma: Tensor) -> Tensor:
+        """By how much the blurred map is too rough, relative; −1 where it is constant."""
+        blurred = blur(sigma)
+        found = roughness(blurred if blurred.ndim == 4 else blurred[:, None]).double()
+        return found / wanted.clamp_min(_SMOOTHEST) - 1
+
     low = high = torch.zeros_like(wanted)
-    reached = total_variation(values) <= wanted
-    widest = max(values.shape[-2:])
-    for rung in range(_RUNGS):
-        if reached.all():
-            break
-        low = torch.where(reached, low, high)
-        high = torch.where(reached, high, 0.1 * (10 * widest) ** (rung / (_RUNGS - 1)))
-        reached = reached | (total_variation(blur(high)) <= wanted)
-    low = torch.where(reached, low, high)
-    for _ in range(_HALVINGS):
-        middle = (low + high) / 2
-        smooth = total_variation(blur(middle)) <= wanted
-        low, high = torch.where(smooth, low, middle), torch.where(smooth, middle, high)
+    above = under = excess(high)
+    while (short := (under > _ROUNDING) & (high < max(values.shape[-2:]))).any():
+        low, above = torch.where(short, high, low), torch.where(short, under, above)
+        high = torch.where(short, (2 * high).clamp(_NARROWEST, max(values.shape[-2:])), high)
+        under = torch.where(short, excess(high), under)
+    high = _close_in(excess, low, above, high, under)
     unblurred = (high == 0).view(-1, *[1] * (values.ndim - 1))
     return torch.where(unblurred, values, blur(high).to(values.dtype))
+
+
+def _close_in(
+    excess: Callable[[Tensor], Tensor], low: Tensor, above: Tensor, high: Tensor, under: Tensor
+) -> Tensor:
+    """Return ``high``, moved down to where the excess is just below 0 (false position, Illinois variant).
+
+    ``above`` and ``under`` are the excess at ``low`` and ``high``; where the latter is positive, no width is
+    enough, and where it is at ``low`` none is needed.
+    """
+    for _ in range(_STEPS):
+        open_ends = (under < -_CLOSE) & (high > low)
+        if not open_ends.any():
+            break
+        # aim a little below 0, so that the end below closes in
+        weight = ((above + _CLOSE / 2) / (above - under)).clamp(0.05, 0.95)
+        middle = torch.where(open_ends, low + weight * (high - low), high)
+        found = excess(middle)
+        lower, upper = open_ends & (found <= 0), open_ends & (found > 0)
+        low, above = torch.where(upper, middle, low), torch.where(upper, found, above)
+        high, under = torch.where(lower, middle, high), torch.where(lower, found, under)
+        above = torch.where(lower, above / 2, above)
+    return high
 
 
 class Blur:

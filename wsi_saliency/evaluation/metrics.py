@@ -19,8 +19,7 @@ def total_variation(attr: Tensor) -> Tensor:
         \quad a_c = \frac{A_c - \bar A_c}{\max(\overline{|A_c - \bar A_c|}, 10^{-6})}
 
     It is invariant to the scale of a channel, but for those whose mean magnitude lies below the bound.
-    Constant maps, those of a single cell among them, give 0. Computed in float64: memory is three times that
-    of the attribution in float64.
+    Constant maps, those of a single cell among them, give 0.
 
     Parameters
     ----------
@@ -32,11 +31,15 @@ def total_variation(attr: Tensor) -> Tensor:
     Tensor
         (N,) float64, on the attribution's device.
     """
-    values = (attr if attr.ndim == 4 else attr[:, None]).double()
-    values = values - values.mean((2, 3), keepdim=True)
-    values = values / values.abs().mean((2, 3), keepdim=True).clamp_min(_LEAST_MAGNITUDE)
-    vertical, horizontal = (values.diff(dim=axis).abs().sum((1, 2, 3)) for axis in (2, 3))
-    return (vertical + horizontal) / values.shape[1:].numel()
+    return roughness((attr if attr.ndim == 4 else attr[:, None]).double())
+
+
+def roughness(values: Tensor) -> Tensor:
+    """Return the total variation of (N, C, h, w) in the arithmetic of its own dtype: (N,)."""
+    # a channel's mean drops out of its differences, and its magnitude out of their sum
+    magnitude = (values - values.mean((2, 3), keepdim=True)).abs().mean((2, 3))
+    steps = [values.diff(dim=axis).abs_().sum((2, 3)) for axis in (2, 3)]
+    return ((steps[0] + steps[1]) / magnitude.clamp_min(_LEAST_MAGNITUDE)).sum(1) / values[0].numel()
 
 
 def upsampled(
