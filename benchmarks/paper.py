@@ -105,18 +105,22 @@ def on_slides(model: str, weights: Path | None, surrogate: Path | None, slides: 
     return Study(model, about, net, images, target, subject.classifier.output, stand_in, patches.patches)
 
 
-def measure(study: Study, batch: int = 8) -> Found:
-    """Explain and score all maps: gradient and DeepLift at each layer, Grad-CAM at the last."""
+def measure(study: Study, step_rows: int = 8, batch: int = 8) -> Found:
+    """Explain and score all maps: gradient and DeepLift at each layer but the last, Grad-CAM there.
+
+    Behind the last layer nothing is smoothed, and after global pooling its gradient is one constant.
+    """
     sample = study.images[:1]
     layers = comparable_layers(study.net, sample, ())
     made = [
         candidate
-        for attributions, where in ((COMPARED, layers), (("gradcam",), layers[-1:]))
+        for attributions, where in ((COMPARED, layers[:-1]), (("gradcam",), layers[-1:]))
         for candidate in candidates(
             study.net, sample, METHODS, attributions, where, surrogate=study.surrogate
         )
     ]
-    contest = Contest(study.net, made, study.images, study.target, study.output, batch)
+    step = step_rows * study.images.shape[-1]
+    contest = Contest(study.net, made, study.images, study.target, study.output, batch, step)
     with tqdm(total=contest.cost, desc=study.name, unit="image") as bar:
         outcome = contest.run(bar.update)
     rows = [{"slide": study.name, "probability": float(p)} for p in contest.probabilities]
@@ -125,7 +129,7 @@ def measure(study: Study, batch: int = 8) -> Found:
         Example(study.rgb[i], rows[i]["probability"], {k: outcome.explained[k].maps[i].numpy() for k in main})
         for i in contest.probabilities.argsort(descending=True)[:4].tolist()
     ]
-    facts = {"model": {"uri": study.name}, "study": study.about, "patches": len(rows)}
+    facts = {"model": {"uri": study.name}, "study": study.about, "patches": len(rows), "step": step}
     evaluation = Evaluation(facts, rows, outcome.scored, outcome.prediction_difference, examples=examples)
     return Found(study, evaluation, _on_nuclei(study, outcome), _agreement(study, batch))
 
@@ -199,9 +203,7 @@ def _less(found: Summary, amount: float) -> Summary:
 
 def _claims_on(scored: dict[MapKind, Scored], attribution: Attribution) -> list[Claim]:
     of = [k for k in scored if k.attribution == attribution and not k.control]
-    deepest = max(k.reduction or 0 for k in of)
-    # behind the last layer nothing is smoothed, and after global pooling its gradient is one constant
-    hidden = [k for k in of if k.layer != "input" and k.reduction != deepest]
+    hidden = [k for k in of if k.layer != "input"]
 
     def mean(kinds: Sequence[MapKind], metric: str) -> Values:
         return np.mean([getattr(scored[k], metric) for k in kinds], axis=0)
@@ -268,7 +270,7 @@ def section(found: Found, pictures: str) -> str:
     lines = [
         f"## {study.name}",
         "",
-        f"{study.about[0].upper()}{study.about[1:]}.",
+        f"{study.about[0].upper()}{study.about[1:]}. {found.evaluation.facts['step']} pixels a step.",
         "",
         f"The surrogate keeps the class on {found.agreement.mean():.1%} of the patches and changes the "
         f"target's probability by {p.mean:.3f} in the mean [{p.low:.3f}, {p.high:.3f}].",
@@ -354,6 +356,7 @@ $ python benchmarks/paper.py -o results --model camelyon16 --surrogate surrogate
 @click.option("--weights", type=click.Path(path_type=Path), help="Its weights, for timm:NAME.")
 @click.option("--surrogate", type=click.Path(path_type=Path), help="Its surrogate; of Lite0 without SLIDES.")
 @click.option("--patches", "n", type=int, help="Patches a study.  [default: 300; 48 of photographs]")
+@click.option("--step-rows", default=8, show_default=True, help="Rows of a patch that make a step.")
 @click.option("--only", type=click.Choice(["photographs", "drawn"]), help="One of the two studies.")
 def main(
     slides: tuple[Path, ...],
@@ -362,6 +365,7 @@ def main(
     weights: Path | None,
     surrogate: Path | None,
     n: int | None,
+    step_rows: int,
     only: str | None,
 ) -> None:
     """Measure, and write the page: docs/results.md, or results.md in the output folder for SLIDES."""
@@ -377,7 +381,7 @@ def main(
         }
     for name, study in studies.items():
         if only in (None, name):
-            write(measure(study()), name, out)
+            write(measure(study(), step_rows), name, out)
     sections = [out / name / "section.md" for name in studies]
     page = out / "results.md" if slides else PAGE
     if all(path.exists() for path in sections):

@@ -14,15 +14,18 @@ from torch import nn
 
 from tests.nets import spot_classifier
 from tests.slides_made import section, write_svs
-from wsi_saliency import pipeline
+from wsi_saliency import evaluate, pipeline
 from wsi_saliency.cli import cli
+from wsi_saliency.evaluation import report
+from wsi_saliency.evaluation.contest import Contest
+from wsi_saliency.evaluation_settings import MAX_STABILITY_MPX, SCORE_ON, SUBSTRATES, EvaluationSettings
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.models import loading
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS, OME_ZARR_VERSIONS, PRECISIONS, RunSettings
 
 SLIDES = Path(__file__).parents[2] / "shared" / "slides"
-COMMANDS = ["run", "inspect", "check-model", "train-surrogate"]
+COMMANDS = ["run", "inspect", "check-model", "train-surrogate", "evaluate"]
 HEAVY = ["torch", "timm", "numpy", "scipy", "matplotlib", "zarr", "tifffile", "openslide", "huggingface_hub"]
 PICTURE = section(288, 192, (48, 48, 160, 112))
 
@@ -152,7 +155,7 @@ print(json.dumps([codes, [name for name in {HEAVY} if name in sys.modules]]))
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
-    assert json.loads(done.stdout) == [[0] * 5, []]
+    assert json.loads(done.stdout) == [[0] * (1 + len(COMMANDS)), []]
 
 
 def test_the_program_runs_from_its_folder():
@@ -393,6 +396,203 @@ def test_inspect_and_check_model_print_what_they_describe(call, slide):
     checked = call("check-model", "demo")
     assert checked.exit_code == 0
     assert "input         224 × 224 px\n" in checked.stdout
+
+
+# -------------------------------------------------------------------------------------------- evaluate
+
+BRIEF = ["--patches", "6", "--step", "2048", "--layers", "8", "--attributions", "gradient"]
+BRIEF += ["--stability-mpx", "0", "--device", "cpu"]
+
+
+@pytest.fixture
+def undrawn(spots, monkeypatch):
+    monkeypatch.setattr(report, "plots", lambda evaluation: [])
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def compared_in(folder):
+    """Names of each kind that were compared, in their order."""
+    maps = [c for c in metrics_of(folder)["combinations"] if not c["control"]]
+    return {name: list(dict.fromkeys(c[name] for c in maps)) for name in ("method", "attribution", "layer")}
+
+
+def test_each_setting_of_an_evaluation_is_an_option_with_the_same_default():
+    params = {p.name: p for p in cli.commands["evaluate"].params if isinstance(p, click.Option)}
+    beside = {"out", "overwrite", "quiet"}
+    assert params.keys() - beside == {field.name for field in fields(EvaluationSettings)}
+    context = click.Context(cli.commands["evaluate"])
+    for field in fields(EvaluationSettings):
+        default = params[field.name].get_default(context)
+        unset = callable(default) or repr(default) == "Sentinel.UNSET"
+        assert (None if unset else default) in (field.default, field.default or None), field.name
+
+
+def test_choices_of_an_evaluation_are_the_tables_of_the_settings():
+    params = {p.name: p.type for p in cli.commands["evaluate"].params}
+    assert (params["methods"].table, params["attributions"].table) == (METHODS, ATTRIBUTIONS)
+    for name, table in (("deletion_to", SUBSTRATES), ("insertion_from", SUBSTRATES), ("score_on", SCORE_ON)):
+        assert tuple(params[name].choices) == table
+    assert params["stability_mpx"].max == MAX_STABILITY_MPX
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_an_evaluation_says_its_findings_and_where_its_page_is(call, slide, tmp_path):
+    result = call("evaluate", slide, *BRIEF)
+    assert (result.exit_code, result.stderr) == (0, "")
+    *sentences, last = result.stdout.splitlines()
+    assert last == f"→ {Path('evaluation/index.html')}"
+    assert [f"- {sentence}" for sentence in metrics_of(tmp_path / "evaluation")["findings"]] == sentences
+    assert (tmp_path / "evaluation" / "index.html").is_file()
+    line = only_line(call("evaluate", slide, *BRIEF))
+    assert line.startswith("evaluation: holds an evaluation already; --overwrite")
+    quiet = call("evaluate", slide, *BRIEF, "--quiet", "--overwrite")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        (["--methods", "none,backward-hook"], {"method": ["none", "backward-hook"]}),
+        (["--methods", " backward-hook , backward-hook,"], {"method": ["none", "backward-hook"]}),
+        (["--layers", "8,stage3,16"], {"layer": ["stage3", "stage4"]}),
+        (["--attributions", "gradcam,gradient"], {"attribution": ["gradcam", "gradient"]}),
+        (["--methods", "none", "--attributions", "all"], {"attribution": list(ATTRIBUTIONS)}),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_lists_of_what_is_compared(call, slide, tmp_path, arguments, names):
+    result = call("evaluate", slide, *BRIEF, *arguments)
+    assert result.exit_code == 0, result.output
+    assert names.items() <= compared_in(tmp_path / "evaluation").items()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_all_methods_want_a_surrogate(call, slide, tmp_path):
+    line = only_line(call("evaluate", slide, *BRIEF, "--methods", "all"))
+    assert "no surrogate comes with this model" in line
+    assert "--surrogate FILE" in line
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--methods", "none,nix"], ["'nix' is none of none, backward-hook, forward-hook, surrogate"]),
+        (["--methods", "all,none"], ["'all' is none of"]),
+        (["--attributions", "nix"], ["'nix' is none of gradient, gradient-x-activation, deeplift"]),
+        (["--patches", "0"], ["--patches"]),
+        (["--deletion-to", "black"], ["zeros", "blur", "mean", "white"]),
+        (["--score-on", "nix"], ["original", "method"]),
+        (["--stability-mpx", "17"], ["--stability-mpx"]),
+        (["--annotation-scale", "0"], ["--annotation-scale"]),
+        (["--step", "0"], ["--step"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_wrong_usage_of_evaluate_is_exit_code_2(call, slide, arguments, words):
+    result = call("evaluate", slide, *arguments)
+    assert result.exit_code == 2
+    assert [word for word in words if word not in " ".join(result.stderr.split())] == []
+    assert call("evaluate").exit_code == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layers", "8,nix"], ["no layer 'nix'", "stage3"]),
+        (["--target", "nix"], ["no class 'nix'", "--target"]),
+        (["--annotations", "none.xml"], ["none.xml: cannot be read", "--annotations"]),
+        (["--annotations", "slide.svs"], ["slide.svs", "--annotations takes QuPath GeoJSON"]),
+        (["--patches", "9999999"], ["--patches"]),
+        (["-o", "slide.svs"], ["slide.svs: cannot be written", "-o"]),
+        (["-o", "slide.svs/below"], ["slide.svs/below: cannot be written", "-o"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+def test_an_evaluation_that_cannot_be_is_one_line(call, slide, tmp_path, arguments, words):
+    line = only_line(call("evaluate", slide, *BRIEF, *arguments))
+    assert [word for word in words if word not in line] == []
+    assert left(tmp_path) == []
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("station", ["Contest.run", "write_report"])
+def test_an_interrupted_evaluation_is_exit_code_130_and_leaves_nothing(
+    call, slide, tmp_path, monkeypatch, station
+):
+    def interrupted(*args, **how):
+        raise KeyboardInterrupt
+
+    home = Contest if station == "Contest.run" else evaluate
+    monkeypatch.setattr(home, station.rpartition(".")[2], interrupted)
+    result = call("evaluate", slide, *BRIEF)
+    assert result.exit_code == 130
+    assert result.stderr == "Interrupted; nothing unfinished was left behind.\n"
+    assert left(tmp_path) == []
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_options_of_evaluate_reach_the_metrics(call, slide, tmp_path):
+    given = {
+        "seed": 3,
+        "patches": 4,
+        "step": 2000,
+        "target": "normal",
+        "deletion_to": "white",
+        "insertion_from": "mean",
+        "score_on": "method",
+        "mpp": 0.4,
+        "tissue_threshold": 0.2,
+        "batch": 3,
+        "workers": 1,
+        "stability_mpx": 0.0,
+        "precision": "fp32",
+        "sanity": True,
+        "methods": ["none", "forward-hook"],
+        "layers": ["8"],
+        "attributions": ["gradient"],
+    }
+    arguments = ["--device", "cpu", "-o", "elsewhere"]
+    for name, value in given.items():
+        shown = [] if value is True else [",".join(value) if isinstance(value, list) else value]
+        arguments += [f"--{name.replace('_', '-')}", *shown]
+    result = call("evaluate", slide, *arguments)
+    assert result.exit_code == 0, result.output
+    metrics = metrics_of(tmp_path / "elsewhere")
+    assert {name: metrics["facts"]["settings"][name] for name in given} == given
+    assert len(metrics["patches"]) == 4
+    assert metrics["sanity"]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_annotation_classes_are_given_one_by_one(call, slide, tmp_path):
+    ring = [[48, 48], [120, 48], [120, 120], [48, 120]]
+    outlined = {"type": "Polygon", "coordinates": [ring]}
+    names = ("Tumor", "Stroma")
+    features = [
+        {"type": "Feature", "geometry": outlined, "properties": {"classification": {"name": name}}}
+        for name in names
+    ]
+    (tmp_path / "a.geojson").write_text(json.dumps(features))
+    classes = [word for name in names for word in ("--annotation-class", name)]
+    result = call("evaluate", slide, *BRIEF, "--methods", "none", "--annotations", "a.geojson", *classes)
+    assert result.exit_code == 0, result.output
+    metrics = metrics_of(tmp_path / "evaluation")
+    assert metrics["facts"]["settings"]["annotation_classes"] == list(names)
+    assert [row["kind"] and row["kind"]["label"] for row in metrics["localised"]] == [
+        None,
+        "none · gradient · stage3",
+    ]
+    assert "'Nix'" in only_line(
+        call("evaluate", slide, *BRIEF, "--annotations", "a.geojson", "--annotation-class", "Nix", "-o", "b")
+    )
 
 
 # ------------------------------------------------------------------------------------------ real slides

@@ -5,7 +5,7 @@ import timm
 import torch
 from torch import nn
 
-from tests.nets import SpotNet
+from tests.nets import SpotNet, random_net
 from wsi_saliency.errors import ModelError
 from wsi_saliency.saliency.layers import feature_stages, find_layer, measure, strided_convolutions
 
@@ -168,3 +168,9 @@ def test_strided_convolutions_include_shortcuts():
     assert names[0] == "conv1"
     assert "layer2.0.downsample.0" in names
     assert len(names) == 7
+
+
+def test_a_number_is_a_reduction_even_where_a_module_is_called_so():
+    net, x = random_net(), torch.zeros(1, 3, 64, 64, dtype=torch.float64)
+    assert find_layer(net, "8", x) == "8"
+    assert find_layer(net, 8, x) == "6"

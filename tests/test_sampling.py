@@ -7,7 +7,7 @@ from tests.nets import spot_classifier
 from tests.slides_made import section, write_svs
 from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Canvas, TileGrid
-from wsi_saliency.sampling import ROUNDS, Balance, areas, sample_patches
+from wsi_saliency.sampling import ROUNDS, Balance, areas, check_memory, sample_located, sample_patches
 from wsi_saliency.slides.tissue import TissueMask
 from wsi_saliency.training_settings import TrainingSettings
 
@@ -183,3 +183,95 @@ def test_too_few_of_one_side_is_an_error(slides, answer, side):
         SettingsError, match=f"only 0 of 18 wanted patches are {side} tumour .* without --balance"
     ):
         sample_patches(slides, spot_classifier(PATCH), settings_of(), balance)
+
+
+# ------------------------------------------------------------------------------- patches with their places
+
+
+@pytest.mark.parametrize("mpp", [None, 0.25])
+def test_located_patches_are_what_lies_in_their_boxes(slides, mpp):
+    found = sample_located(slides, spot_classifier(PATCH), 9, mpp=mpp, workers=1)
+    assert found.patches.shape == (9, PATCH, PATCH, 3)
+    assert found.patches.dtype == np.uint8
+    assert found.slides == [slides[0]] * 4 + [slides[1]] * 5
+    side = PATCH if mpp is None else 2 * PATCH
+    pictures = dict(zip(slides, (section(640, 640, BOX, seed=i) for i in range(2)), strict=True))
+    for patch, path, (x, y, w, h) in zip(*found, strict=True):
+        assert (w, h) == (side, side)
+        there = pictures[path][y : y + h, x : x + w].astype(float)
+        assert there.shape == (side, side, 3)
+        if mpp is None:
+            assert np.array_equal(patch, there)
+        else:
+            blocks = there.reshape(PATCH, 2, PATCH, 2, 3).mean((1, 3))
+            assert np.corrcoef(blocks.ravel(), patch.ravel())[0, 1] > 0.95
+    assert len(set(found.boxes)) == 9
+
+
+def test_located_patches_and_the_seed(slides):
+    one, again, other = (
+        sample_located(slides, spot_classifier(PATCH), 6, seed=seed, workers=1) for seed in (1, 1, 2)
+    )
+    assert np.array_equal(one.patches, again.patches)
+    assert one.boxes == again.boxes
+    assert one.boxes != other.boxes
+
+
+def test_only_wanted_patches_are_taken_evenly_and_those_of_a_slide_together(slides, caplog):
+    seen = []
+
+    def wanted(patches):
+        seen.append(len(patches))
+        return patches[:, 0, 0, 0] % 2 == 0
+
+    found = sample_located(slides, spot_classifier(PATCH), 40, wanted, workers=1)
+    assert len(found.patches) == 40
+    assert (found.patches[:, 0, 0, 0] % 2 == 0).all()
+    assert 2 <= len(seen) < ROUNDS
+    assert set(seen) == {40}
+    assert found.slides == sorted(found.slides)
+    assert 10 <= found.slides.count(slides[0]) <= 30
+    for patch, path, (x, y, w, h) in zip(*found, strict=True):
+        picture = section(640, 640, BOX, seed=slides.index(path))
+        assert np.array_equal(patch, picture[y : y + h, x : x + w])
+    assert not caplog.records
+
+
+def test_no_slide_is_preferred_where_more_patches_are_wanted_than_needed(slides):
+    calls = []
+
+    def wanted(patches):
+        calls.append(len(patches))
+        return np.ones(len(patches), bool) if len(calls) > 1 else np.arange(len(patches)) < 20
+
+    found = sample_located(slides, spot_classifier(PATCH), 40, wanted, workers=1)
+    assert 20 + 5 <= found.slides.count(slides[0]) <= 20 + 15  # 20 of the first round, half of the second
+
+
+def test_fewer_wanted_patches_than_asked_for_are_said_to_be(slides, caplog):
+    found = sample_located(slides, spot_classifier(PATCH), 10, Rare(20), workers=1)
+    assert len(found.patches) == len(found.boxes) == len(found.slides) == 10 * ROUNDS // 20
+    assert f"only 4 of 10 wanted patches found among {10 * ROUNDS}" in caplog.text
+
+
+def test_no_wanted_patch_is_an_error(slides):
+    with pytest.raises(SettingsError, match=f"none of {10 * ROUNDS} patches .*--predicted-positive"):
+        sample_located(slides, spot_classifier(PATCH), 10, lambda p: np.zeros(len(p), bool), workers=1)
+
+
+def test_located_patches_of_slides_without_tissue(slides, empty, caplog):
+    found = sample_located([empty, slides[1]], spot_classifier(PATCH), 5, workers=1)
+    assert found.slides == [slides[1]] * 5
+    assert "empty.svs: no tissue found" in caplog.text
+    with pytest.raises(SlideError, match=r"empty\.svs: no tissue found"):
+        sample_located([empty], spot_classifier(PATCH), 5, workers=1)
+
+
+def test_patches_that_do_not_fit_into_memory(slides):
+    check_memory(5, PATCH, 3, 5 * PATCH * PATCH * 3)
+    with pytest.raises(SettingsError, match=f"6 patches of {PATCH} px take more .*--patches 5 or fewer"):
+        check_memory(6, PATCH, 3, 5 * PATCH * PATCH * 3)
+    with pytest.raises(SettingsError, match="more than 4 GiB"):
+        sample_patches(slides, spot_classifier(PATCH), settings_of(patches=10**8))
+    with pytest.raises(SettingsError, match="more than 16 GiB"):
+        sample_located(slides, spot_classifier(PATCH), 10**8)

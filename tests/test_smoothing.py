@@ -12,6 +12,7 @@ from tests.nets import random_net
 from wsi_saliency.errors import ModelError
 from wsi_saliency.saliency.layers import strided_convolutions
 from wsi_saliency.saliency.smoothing import SMOOTHING, box_average, smoothed
+from wsi_saliency.saliency.surrogate import Surrogate, SurrogateConv, hash_of, replaceable
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS, Method
 
 
@@ -109,6 +110,16 @@ def test_predictions_are_bit_identical_under_the_backward_hook():
     with smoothed(net, "backward-hook") as same:
         assert same is net
         assert torch.equal(net(x), random_net()(x))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_table_says_which_methods_change_predictions(method):
+    net, x = random_net(), torch.randn(2, 3, 67, 65, dtype=torch.float64)
+    stand_ins = {name: SurrogateConv.like(convolution) for name, convolution in replaceable(net).items()}
+    before = net(x)
+    with smoothed(net, method, Surrogate(hash_of(net), stand_ins)):
+        changed = not torch.equal(net(x), before)
+    assert changed == SMOOTHING[method].changes_predictions
 
 
 def test_checkerboard_of_a_pointwise_convolution_is_gone():

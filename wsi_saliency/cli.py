@@ -371,7 +371,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
         """Split the names and check them against the table, where there is one."""
         if isinstance(value, tuple):
             return value
-        names = tuple(name.strip() for name in value.split(",") if name.strip())
+        names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
         if self.table and names == ("all",):
             return self.table
         for name in names:

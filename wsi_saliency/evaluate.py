@@ -8,6 +8,8 @@ import os
 import platform
 import tempfile
 import time
+from collections import Counter
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -19,12 +21,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from wsi_saliency.errors import ModelError, OutputError
+from wsi_saliency.errors import ModelError, OutputError, SettingsError
 from wsi_saliency.evaluation.annotations import Annotations, annotations_for, read_annotations
-from wsi_saliency.evaluation.candidates import Candidate, candidates, comparable_layers, ranked_by_magnitude
+from wsi_saliency.evaluation.candidates import (
+    Candidate,
+    candidates,
+    comparable_layers,
+    main_layer,
+    ranked_by_magnitude,
+)
 from wsi_saliency.evaluation.contest import Contest, Outcome
 from wsi_saliency.evaluation.localisation import localise, patch_probability_map
-from wsi_saliency.evaluation.report import METRICS_JSON, write_report
+from wsi_saliency.evaluation.plots import PICTURES
+from wsi_saliency.evaluation.report import INDEX_HTML, METRICS_JSON, write_report
 from wsi_saliency.evaluation.results import Evaluation, Example, Localised, MapKind, SanityStage, Stability
 from wsi_saliency.evaluation.sanity import cascade, stages
 from wsi_saliency.evaluation.stability import GridStability, PatchMaps
@@ -36,7 +45,6 @@ from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.pipeline import TILES, ZARR, Result, explain_slide
 from wsi_saliency.plan import canvas_for, wanted_mpp
 from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, Network, choose_device, eval_mode
-from wsi_saliency.saliency.layers import INPUT
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.sampling import Located, sample_located
@@ -45,15 +53,17 @@ from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
+    from wsi_saliency.evaluation.candidates import Explained
     from wsi_saliency.evaluation_settings import Substrate
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.settings import Attribution, Method
 
+    Maps = dict[MapKind, Explained]
     Progress = Callable[[int], object]
 
 log = logging.getLogger(__name__)
@@ -63,7 +73,6 @@ OVERLAPS = (0.5, 0.75)  # of the grids whose stability is measured
 SANITY_PATCHES = 32  # a mean over so many tells a map that changes from one that does not
 EXAMPLES = 4
 _DEFAULT_ATTRIBUTIONS: tuple[Attribution, ...] = ("gradient", "deeplift")
-_MAIN_REDUCTION = 8
 _PACKAGES = ("wsi-saliency", "torch", "timm", "numpy")
 
 
@@ -90,7 +99,8 @@ def evaluate_slides(
         Whole-slide images.
     folder
         Where the report goes: ``index.html``, pictures, ``metrics.json``, ``metrics.csv``, ``curves.npz``;
-        and in ``maps`` the slides' maps, if there are annotations to compare them with.
+        and in ``maps`` the slides' maps, if there are annotations to compare them with. The report appears
+        when all of it is there; maps that are complete stay when an evaluation is broken off.
     settings
         What is compared and how; the defaults of `EvaluationSettings` if left out.
     overwrite
@@ -104,32 +114,48 @@ def evaluate_slides(
         If a slide or its annotations cannot be read, the classifier not be explained, no patch be found, or
         the report not be written.
     """
-    settings, folder, paths = settings or EvaluationSettings(), Path(folder), [Path(s) for s in slides]
-    _check_free(folder, overwrite=overwrite)
+    settings, folder = settings or EvaluationSettings(), Path(folder)
+    named = distinct_names(Path(slide) for slide in slides)
+    with _reserved(folder, overwrite=overwrite):
+        try:
+            evaluation = _evaluate(named, folder / MAPS, settings, progress=progress)
+        except torch.OutOfMemoryError as e:
+            raise ModelError(
+                f"{settings.model}: a pass does not fit into the device's memory; use a smaller --batch or "
+                "--patches, or --device cpu"
+            ) from e
+        _publish(evaluation, folder)
+    return evaluation
+
+
+def _evaluate(
+    named: dict[Path, str], maps: Path, settings: EvaluationSettings, *, progress: bool
+) -> Evaluation:
+    """Do everything but the report; ``named`` are the slides and their `distinct_names`."""
     started, start = datetime.now(UTC), time.perf_counter()
-    drawn = {path: _annotations(path, settings) for path in paths} if settings.annotations else {}
+    drawn = _annotations(named, settings) if settings.annotations else {}
     subject = Subject.of(settings)
-    patches = subject.sample(paths, progress=progress)
+    patches = subject.sample(list(named), progress=progress)
     contest = subject.contest(patches)
-    grids = list(_grids(subject, paths))
+    grids = list(_grids(subject, named))
     sane = list(_sanity_checks(subject, contest))
-    total = contest.cost + sum(grid.patches for _, _, grid in grids) + sum(cost for cost, _ in sane)
+    total = contest.cost + sum(grid.patches for *_, grid in grids) + sum(cost for cost, _ in sane)
     with tqdm(total=total, desc="evaluating", unit="image", disable=None if progress else True) as bar:
         outcome = contest.run(bar.update)
         stability = [row for grid in grids for row in _stability(subject, *grid, bar.update)]
-        sanity = [row for _, check in sane for row in check(bar.update)]
+        sanity = [row for _, check in sane for row in check(outcome.explained, bar.update)]
     localised = [
         row
-        for path, annotations in drawn.items()
-        for row in _localised(subject, path, annotations, folder / MAPS, progress=progress)
+        for path, on_it in drawn.items()  # slides of one stem would have shared their annotations: refused
+        for row in _localised(subject, path, named[path], on_it, maps / path.stem, progress=progress)
     ]
-    facts = _facts(subject, paths, contest) | {
+    facts = _facts(subject, named, contest) | {
         "started": started.isoformat(timespec="seconds"),
         "seconds": round(time.perf_counter() - start, 1),
     }
-    evaluation = Evaluation(
+    return Evaluation(
         facts,
-        subject.patch_rows(patches, contest),
+        subject.patch_rows(patches, named, contest),
         outcome.scored,
         outcome.prediction_difference,
         stability,
@@ -137,25 +163,40 @@ def evaluate_slides(
         localised,
         _examples(subject, patches, contest, outcome),
     )
-    _publish(evaluation, folder)
-    return evaluation
+
+
+def distinct_names(slides: Iterable[Path]) -> dict[Path, str]:
+    """Name slides, each once: by their files, and by the folders too where two files have the same name.
+
+    Such names are relative to the folder that all of these slides are in.
+    """
+    slides = list(dict.fromkeys(slides))
+    shared = Counter(path.name for path in slides)
+    whole = {path: Path(os.path.abspath(path)) for path in slides if shared[path.name] > 1}
+    root = os.path.commonpath([path.parent for path in whole.values()]) if whole else ""
+    longer = {path: path_in_full.relative_to(root).as_posix() for path, path_in_full in whole.items()}
+    return {path: longer.get(path, path.name) for path in slides}
 
 
 @dataclass(frozen=True)
 class Subject:
-    """The classifier under evaluation, on its device, with everything that its maps are made with."""
+    """The classifier under evaluation, on its device, and all methods × attributions × layers compared."""
 
     settings: EvaluationSettings
     classifier: Classifier
     device: torch.device
     target: int
-    methods: tuple[Method, ...]
-    attributions: tuple[Attribution, ...]
-    layers: tuple[str, ...]
+    compared: list[Candidate]
 
     @classmethod
     def of(cls, settings: EvaluationSettings) -> Subject:
-        """Load the classifier, and find the methods and layers that it can be explained by."""
+        """Load the classifier, and find the methods and layers that it can be explained by.
+
+        Raises
+        ------
+        ModelError, SettingsError
+            If the classifier, a method, a layer, the target or the device cannot be had.
+        """
         classifier = load_classifier(
             settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
         )
@@ -164,15 +205,16 @@ class Subject:
         device = choose_device(settings.device)
         classifier.module.to(device)
         blank = torch.zeros(1, 3, classifier.patch, classifier.patch, device=device)
-        return cls(
-            settings,
-            classifier,
-            device,
-            classifier.target_index(settings.target),
+        compared = candidates(
+            classifier.module,
+            blank,
             settings.methods or _available_methods(classifier, settings),
             settings.attributions or _DEFAULT_ATTRIBUTIONS,
-            tuple(comparable_layers(classifier.module, blank, settings.layers)),
+            comparable_layers(classifier.module, blank, settings.layers),
+            surrogate=settings.surrogate,
+            precision=settings.precision,
         )
+        return cls(settings, classifier, device, classifier.target_index(settings.target), compared)
 
     @property
     def batch(self) -> int:
@@ -180,25 +222,10 @@ class Subject:
         return self.settings.batch or DEFAULT_BATCH[self.device.type]
 
     @cached_property
-    def compared(self) -> list[Candidate]:
-        """All methods × attributions × layers."""
-        side = self.classifier.patch
-        return candidates(
-            self.classifier.module,
-            torch.zeros(1, 3, side, side, device=self.device),
-            self.methods,
-            self.attributions,
-            self.layers,
-            surrogate=self.settings.surrogate,
-            precision=self.settings.precision,
-        )
-
-    @cached_property
     def main(self) -> list[Candidate]:
-        """All methods × attributions at the layer next to 1/8, for what takes too long at every layer."""
-        hidden = [c for c in self.compared if c.kind.layer != INPUT] or self.compared
-        layer = min(hidden, key=lambda c: abs(c.geometry.reduction - _MAIN_REDUCTION)).kind.layer
-        return [c for c in self.compared if c.kind.layer == layer]
+        """All methods × attributions at one layer, for what takes too long at every layer."""
+        layer = main_layer(self.compared)
+        return [c for c in self.compared if c.kind.layer == layer.name]
 
     def sample(self, slides: Sequence[Path], *, progress: bool) -> Located:
         """Sample the patches to judge by."""
@@ -237,10 +264,10 @@ class Subject:
             self.classifier, candidate.network, candidate.geometry, self.target, self.device, self.batch
         )
 
-    def patch_rows(self, patches: Located, contest: Contest) -> list[dict[str, Any]]:
+    def patch_rows(self, patches: Located, named: dict[Path, str], contest: Contest) -> list[dict[str, Any]]:
         """Say of each patch where it is from, and what the classifier says of it."""
         return [
-            {"slide": path.name, "x": x, "y": y, "w": w, "h": h, "probability": float(p)}
+            {"slide": named[path], "x": x, "y": y, "w": w, "h": h, "probability": float(p)}
             for path, (x, y, w, h), p in zip(
                 patches.slides, patches.boxes, contest.probabilities.tolist(), strict=True
             )
@@ -274,11 +301,23 @@ def _available_methods(classifier: Classifier, settings: EvaluationSettings) -> 
     return METHODS
 
 
-def _annotations(slide: Path, settings: EvaluationSettings) -> Annotations:
-    """Read what is drawn on a slide, and make sure that it is this slide."""
+def _annotations(slides: Iterable[Path], settings: EvaluationSettings) -> dict[Path, Annotations]:
+    """Read what is drawn on slides, and make sure that it is on them."""
     assert settings.annotations is not None
-    drawn = read_annotations(annotations_for(slide, settings.annotations))
-    drawn = drawn.only(settings.annotation_classes).scaled(settings.annotation_scale)
+    files: dict[Path, Path] = {}  # and their slides
+    for slide in slides:
+        file = annotations_for(slide, settings.annotations)
+        if other := files.get(file):
+            raise SettingsError(
+                f"{file}: cannot be of both {other} and {slide}; --annotations takes the file of one slide, "
+                "or a folder with a file of each slide's name"
+            )
+        files[file] = slide
+    return {slide: _drawn_on(slide, file, settings) for file, slide in files.items()}
+
+
+def _drawn_on(slide: Path, file: Path, settings: EvaluationSettings) -> Annotations:
+    drawn = read_annotations(file).only(settings.annotation_classes).scaled(settings.annotation_scale)
     with open_slide(slide, settings.mpp) as opened:
         drawn.check_on(opened.size)
     return drawn
@@ -286,20 +325,21 @@ def _annotations(slide: Path, settings: EvaluationSettings) -> Annotations:
 
 # ------------------------------------------------------------------------------- stability of the grid
 
-_Grid = tuple[Path, float, GridStability[MapKind]]
+_Grid = tuple[Path, str, float, GridStability[MapKind]]
 
 
-def _grids(subject: Subject, slides: Sequence[Path]) -> Iterator[_Grid]:
+def _grids(subject: Subject, named: dict[Path, str]) -> Iterator[_Grid]:
     """Plan the regions that are mapped twice."""
     if not subject.settings.stability_mpx:
         return
     maps = {c.kind: PatchMaps(partial(_maps, subject.explainer(c)), c.geometry) for c in subject.main}
-    for path in slides:
+    for path, name in named.items():
         with open_slide(path, subject.settings.mpp) as slide:
             canvas, tissue = canvas_for(slide, wanted_mpp(subject.classifier)), tissue_mask(slide)
         most = round(subject.settings.stability_mpx * 1e6)
         for overlap in OVERLAPS:
-            yield path, overlap, GridStability(tissue, canvas, maps, subject.classifier.patch, overlap, most)
+            grid = GridStability(tissue, canvas, maps, subject.classifier.patch, overlap, most)
+            yield path, name, overlap, grid
 
 
 def _maps(explainer: Explainer, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -307,18 +347,18 @@ def _maps(explainer: Explainer, patches: NDArray[np.uint8]) -> NDArray[np.float3
 
 
 def _stability(
-    subject: Subject, path: Path, overlap: float, grid: GridStability[MapKind], progress: Progress
+    subject: Subject, path: Path, name: str, overlap: float, grid: GridStability[MapKind], progress: Progress
 ) -> Iterator[Stability]:
     with open_slide(path, subject.settings.mpp) as slide:
         found = grid.measure(slide, subject.settings.workers, progress)
     for candidate in subject.main:
         n = candidate.network
-        yield Stability(path.name, n.method, n.attribution, n.layer, overlap, found[candidate.kind])
+        yield Stability(name, n.method, n.attribution, n.layer, overlap, found[candidate.kind])
 
 
 # -------------------------------------------------------------------------------------------- sanity
 
-_Check = tuple[int, "Callable[[Progress], Iterator[SanityStage]]"]
+_Check = tuple[int, "Callable[[Maps, Progress], Iterator[SanityStage]]"]
 
 
 def _sanity_checks(subject: Subject, contest: Contest) -> Iterator[_Check]:
@@ -335,22 +375,22 @@ def _sanity_checks(subject: Subject, contest: Contest) -> Iterator[_Check]:
             yield depth * (len(some.images) + some.scorer("none").cost), partial(_sanity, candidate, some)
 
 
-def _sanity(candidate: Candidate, contest: Contest, progress: Progress) -> Iterator[SanityStage]:
-    n = candidate.network
-    g = candidate.geometry
+def _sanity(
+    candidate: Candidate, contest: Contest, explained: Maps, progress: Progress
+) -> Iterator[SanityStage]:
+    n, placement = candidate.network, explained[candidate.kind].placement
     scorer = contest.scorer("none")
 
     def explain(module: nn.Module) -> NDArray[np.float32]:
         network = Network(module, n.layer, n.method, n.attribution, n.baseline_image, n.precision)
         parts = [
-            candidate.order(network(*some).values.mean(1, dtype=torch.float32))
-            for some in contest.batches()
+            candidate.order(network(*some).values.mean(1, dtype=torch.float32)) for some in contest.batches()
         ]
         progress(len(contest.images))
         return torch.cat(parts).cpu().numpy()
 
     def score(maps: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        curves = scorer(maps, placement=(g.reduction, g.centre_x, g.centre_y), progress=progress)
+        curves = scorer(maps, placement=placement, progress=progress)
         return curves.insertion_auc.numpy(), curves.deletion_auc.numpy()
 
     for step in cascade(contest.model, contest.images, explain, score, seed=contest.seed):
@@ -361,11 +401,11 @@ def _sanity(candidate: Candidate, contest: Contest, progress: Progress) -> Itera
 
 
 def _localised(
-    subject: Subject, path: Path, drawn: Annotations, maps: Path, *, progress: bool
+    subject: Subject, path: Path, name: str, drawn: Annotations, maps: Path, *, progress: bool
 ) -> Iterator[Localised]:
     """Compare the slide's maps, and the classifier's own patch probabilities, with what is drawn on it."""
     for i, candidate in enumerate(subject.main):
-        folder = maps / path.stem / "-".join((candidate.network.method, candidate.network.attribution))
+        folder = maps / "-".join((candidate.network.method, candidate.network.attribution))
         result = _slide_map(subject, candidate, path, folder, progress=progress)
         heatmap = Heatmap.open(result.folder / ZARR)
         place, values = heatmap.info.placement, heatmap.read(0)
@@ -381,9 +421,9 @@ def _localised(
         if i == 0:
             boxes, p = _tile_probabilities(result.folder / TILES, subject)
             scores = localise(patch_probability_map(boxes, p, *lattice), positive, inside)
-            yield Localised(path.name, None, *scores)
+            yield Localised(name, None, *scores)
         magnitude = np.abs(values) if ranked_by_magnitude(candidate.network.attribution) else values
-        yield Localised(path.name, candidate.kind, *localise(magnitude, positive, inside))
+        yield Localised(name, candidate.kind, *localise(magnitude, positive, inside))
 
 
 def _slide_map(subject: Subject, candidate: Candidate, path: Path, folder: Path, *, progress: bool) -> Result:
@@ -438,7 +478,7 @@ def _examples(subject: Subject, patches: Located, contest: Contest, outcome: Out
     ]
 
 
-def _facts(subject: Subject, slides: Sequence[Path], contest: Contest) -> dict[str, Any]:
+def _facts(subject: Subject, named: dict[Path, str], contest: Contest) -> dict[str, Any]:
     c = subject.classifier
     return {
         "settings": subject.settings.to_json(),
@@ -451,7 +491,7 @@ def _facts(subject: Subject, slides: Sequence[Path], contest: Contest) -> dict[s
             "mpp": c.mpp,
         },
         "target": c.class_names[subject.target],
-        "slides": [path.name for path in slides],
+        "slides": list(named.values()),
         "patches": len(contest.images),
         "pixels_per_step": contest.scorer("none").step,
         "layers": {candidate.network.layer: candidate.geometry.reduction for candidate in subject.compared},
@@ -461,20 +501,31 @@ def _facts(subject: Subject, slides: Sequence[Path], contest: Contest) -> dict[s
     }
 
 
-def _check_free(folder: Path, *, overwrite: bool) -> None:
-    """Find out before the work whether the report can be written."""
-    if (folder / METRICS_JSON).exists() and not overwrite:
-        raise OutputError(f"{folder}: holds an evaluation already; --overwrite replaces it, -o names another")
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder}: is a file; choose another folder with -o")
+@contextmanager
+def _reserved(folder: Path, *, overwrite: bool) -> Iterator[None]:
+    """Make sure before the work that a report may be written there; what stays empty is removed again."""
+    made: list[Path] = []
+    try:
+        with writing(folder):
+            if not overwrite and any((folder / name).exists() for name in (METRICS_JSON, INDEX_HTML)):
+                raise OutputError(
+                    f"{folder}: holds an evaluation already; --overwrite replaces it, -o names another folder"
+                )
+            made = [path for path in (folder, *folder.parents) if not path.exists()]
+            folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        for path in made:
+            with suppress(OSError):  # not empty
+                path.rmdir()
 
 
 def _publish(evaluation: Evaluation, folder: Path) -> None:
     """Write the report beside its place, and move it there, ``metrics.json`` last."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / METRICS_JSON).unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as work:
-            write_report(evaluation, Path(work))
-            for file in sorted(Path(work).iterdir(), key=lambda file: file.name == METRICS_JSON):
-                os.replace(file, folder / file.name)
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as work:
+        write_report(evaluation, Path(work))
+        (folder / METRICS_JSON).unlink(missing_ok=True)  # says that the rest is there
+        for name in PICTURES:
+            (folder / f"{name}.png").unlink(missing_ok=True)  # the new report may lack one
+        for file in sorted(Path(work).iterdir(), key=lambda file: file.name == METRICS_JSON):
+            os.replace(file, folder / file.name)

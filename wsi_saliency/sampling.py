@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 ROUNDS = 8  # so many times the wanted number of patches is looked at for a balanced set
 FEW = 0.1  # share of the wanted patches of one side below which there is no balanced set
 MEMORY = 4 * 2**30  # bytes of patches; while a balanced set is being sampled, twice that
+SCORED, SCORED_MEMORY = 64, 16 * 2**30  # bytes a pixel of patches that are scored: as floats, five times
 PLACES = 50_000  # tissue pixels to choose from; more would only cost memory
 
 
@@ -226,7 +227,7 @@ def sample_located(
     SettingsError
         If none of the patches that were looked at is wanted, or ``n`` of them do not fit into memory.
     """
-    check_memory(n, classifier.patch)
+    check_memory(n, classifier.patch, SCORED, SCORED_MEMORY)
     rng = np.random.default_rng(seed)
     sources = [_Source.of(Path(path), classifier, mpp, rng) for path in slides]
     places = [(source, source.trained_on) for source in sources if source.trained_on]
@@ -239,7 +240,7 @@ def sample_located(
             patches, origins = sampler.take_located(places, n)
             chosen = np.flatnonzero(wanted(patches)) if wanted else np.arange(n)
             # in any order of slides, so that none is preferred when there are enough
-            kept += [(patches[i], *origins[i]) for i in rng.permutation(chosen)]
+            kept += [(patches[i].copy(), *origins[i]) for i in rng.permutation(chosen)]
             if len(kept) >= n:
                 break
     if not kept:
@@ -254,18 +255,18 @@ def sample_located(
     return Located(np.stack([patch for patch, *_ in kept]), [source.path for _, source, _ in kept], boxes)
 
 
-def check_memory(patches: int, side: int) -> None:
+def check_memory(patches: int, side: int, bytes_a_pixel: int = 3, memory: int = MEMORY) -> None:
     """Make sure that so many patches fit into memory.
 
     Raises
     ------
     SettingsError
-        If they take more than 4 GiB.
+        If they take more than ``memory`` bytes.
     """
-    most = MEMORY // (side * side * 3)
+    most = memory // (side * side * bytes_a_pixel)
     if patches > most:
         raise SettingsError(
-            f"{patches} patches of {side} px take more than {MEMORY / 2**30:g} GiB of memory; "
+            f"{patches} patches of {side} px take more than {memory / 2**30:g} GiB of memory; "
             f"choose --patches {most} or fewer"
         )
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from wsi_saliency.errors import ModelError
 from wsi_saliency.evaluation.controls import blurred_to
 from wsi_saliency.evaluation.metrics import total_variation
 from wsi_saliency.evaluation.results import MapKind
 from wsi_saliency.saliency.drift import measure_drift
 from wsi_saliency.saliency.engine import Network, eval_mode, working_copy
-from wsi_saliency.saliency.layers import LayerGeometry, find_layer, measure
+from wsi_saliency.saliency.layers import INPUT, LayerGeometry, feature_stages, find_layer, measure
 from wsi_saliency.saliency.smoothing import SMOOTHING, smoothed
 
 if TYPE_CHECKING:
@@ -26,7 +25,8 @@ if TYPE_CHECKING:
     from wsi_saliency.settings import Attribution, Method, Precision
 
 PLAIN: Method = "none"
-DEFAULT_LAYERS = ("input", "4", "8", "16", "last")
+_DEFAULT_REDUCTIONS = (4, 8, 16)
+_MAIN_REDUCTION = 8
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def candidates(
     precision: Precision = "fp32",
     device: torch.device | None = None,
 ) -> list[Candidate]:
-    """Make a network ready to be explained in many ways, on a copy that all of them share.
+    """Make a network ready to be explained in many ways, each once, on a copy that all of them share.
 
     ``none`` is always among them, for all others are compared with it.
 
@@ -97,7 +97,7 @@ def candidates(
     ModelError
         If a layer cannot be measured, or there is no surrogate for the model.
     """
-    wanted = [PLAIN, *(m for m in methods if m != PLAIN)]
+    wanted, layers = list(dict.fromkeys([PLAIN, *methods])), list(dict.fromkeys(layers))
     imitated: Method = next((m for m in wanted if SMOOTHING[m].imitates), PLAIN)
     with eval_mode(model):
         module, stand_in = working_copy(model, sample, layers, imitated, surrogate)
@@ -120,7 +120,7 @@ def candidates(
             ),
             geometry[method, layer],
         )
-        for attribution in attributions
+        for attribution in dict.fromkeys(attributions)
         for layer in layers
         for method in wanted
     ]
@@ -132,22 +132,29 @@ def _measured(model: nn.Module, method: Method, layer: str, sample: Tensor) -> L
 
 
 def comparable_layers(model: nn.Module, sample: Tensor, asked: Sequence[str]) -> list[str]:
-    """Find the layers that are asked for, each once; by default those of `DEFAULT_LAYERS`.
+    """Find the layers that are asked for, each once.
+
+    By default those are the input, the stages at 1/4, 1/8 and 1/16, as far as there are such, and the last.
 
     Raises
     ------
     ModelError
-        If a layer that was asked for is not there; of the default ones, those that are not are left out.
+        If a layer that was asked for is not there.
     """
-    found: dict[str, None] = {}
     with eval_mode(model):
-        for layer in asked or DEFAULT_LAYERS:
-            try:
-                found[find_layer(model, layer, sample)] = None
-            except ModelError:
-                if asked:
-                    raise
-    return list(found)
+        if asked:
+            return list(dict.fromkeys(find_layer(model, layer, sample) for layer in asked))
+        stages = feature_stages(model, sample)
+    last_at = {stage.reduction: stage.name for stage in stages}
+    hidden = [last_at[r] for r in _DEFAULT_REDUCTIONS if r in last_at]
+    return list(dict.fromkeys([INPUT, *hidden, *(stage.name for stage in stages[-1:])]))
+
+
+def main_layer(compared: Sequence[Candidate]) -> LayerGeometry:
+    """Return the layer next to 1/8 of the resolution, for what is done at one only; rather not the input."""
+    hidden = [c.geometry for c in compared if c.kind.layer != INPUT]
+    layers = hidden or [c.geometry for c in compared]
+    return min(layers, key=lambda layer: abs(layer.reduction - _MAIN_REDUCTION))
 
 
 class Explained(NamedTuple):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from wsi_saliency.evaluation.candidates import PLAIN, Explained, explain_all
+from wsi_saliency.evaluation.candidates import PLAIN, Explained, explain_all, main_layer
 from wsi_saliency.evaluation.causal import CausalScorer
 from wsi_saliency.evaluation.controls import centred_gaussian, random_maps
 from wsi_saliency.evaluation.metrics import total_variation
@@ -105,9 +105,9 @@ class Contest:
         explained, logits = explain_all(self.compared, self.images, self.target, self.batch, progress)
         scored = [self._scored(kind, found, progress) for kind, found in explained.items()]
         scored.sort(key=lambda s: s.kind.control is not None)  # methods first; a stable sort
-        grain = self._grain()
+        grain = main_layer(self.compared)  # a random map as coarse as maps are
         controls = {
-            RANDOM: random_maps(len(self.images), *grain, self.seed),
+            RANDOM: random_maps(len(self.images), grain.cell_h, grain.cell_w, self.seed),
             CENTRED: centred_gaussian(*self.images.shape[2:]).expand(len(self.images), -1, -1),
         }
         for kind, maps in controls.items():
@@ -145,11 +145,6 @@ class Contest:
             curves.deletion_auc.numpy(),
             found.total_variation.double().numpy(),
         )
-
-    def _grain(self) -> tuple[int, int]:
-        """Cells of random maps: those of the layer nearest to 1/8, so that they are as coarse as maps are."""
-        nearest = min(self.compared, key=lambda c: abs(c.geometry.reduction - 8))
-        return nearest.geometry.cell_h, nearest.geometry.cell_w
 
     def _differences(self, logits: dict[Method, Tensor]) -> dict[str, NDArray[np.float64]]:
         """|p_method − p| of the target, (N,), by method."""

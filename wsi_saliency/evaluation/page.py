@@ -28,8 +28,9 @@ _SORTED_BY = 4  # insertion
 _TERMS = (
     (
         "Insertion (higher is better)",
-        "A blurred patch gets its pixels back in the order of the map, largest first; the score is the area "
-        "under the curve of the target's probability. A map of what the classifier uses climbs early.",
+        "A patch, blurred unless --insertion-from says otherwise, gets its pixels back in the order of the "
+        "map, largest first; the score is the area under the curve of the target's probability. A map of "
+        "what the classifier uses climbs early.",
     ),
     (
         "Deletion (lower is better)",

@@ -318,3 +318,5 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Evaluation], Figure], Callable[[Eva
         lambda e: bool(e.sanity),
     ),
 )
+
+PICTURES = tuple(name for name, *_ in _PLOTS)

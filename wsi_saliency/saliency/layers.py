@@ -98,8 +98,8 @@ def find_layer(model: nn.Module, layer: str | int | nn.Module, images: Tensor) -
     model
         The network.
     layer
-        A module, its dotted name, a reduction (``8`` or ``"8"``: the last feature stage at 1/8 of the input's
-        resolution), ``"last"`` (the last stage), or ``"input"``.
+        A module, its dotted name, a reduction (``8``, or ``"8"`` where no module is called so: the last
+        feature stage at 1/8 of the input's resolution), ``"last"`` (the last stage), or ``"input"``.
     images
         Float tensor (N, 3, H, W) that fits the network; used where stages have to be found by calling it.
 
@@ -115,7 +115,7 @@ def find_layer(model: nn.Module, layer: str | int | nn.Module, images: Tensor) -
             raise ModelError("the layer is not a module of the model")
         return str(names[0])
     text = str(layer)
-    if text == INPUT or (text and text in modules):
+    if text == INPUT or (isinstance(layer, str) and text and text in modules):
         return text
     stages = feature_stages(model, images)
     if text == LAST and stages:

@@ -65,7 +65,7 @@ class PatchExplainer:
         self,
         model: nn.Module,
         images: Tensor,
-        layer: str | int | nn.Module = "8",
+        layer: str | int | nn.Module = 8,
         attribution: Attribution = "gradient",
         method: Method = "backward-hook",
         *,
@@ -121,7 +121,7 @@ class PatchExplainer:
 def explain_patches(
     model: nn.Module,
     images: Tensor,
-    layer: str | int | nn.Module = "8",
+    layer: str | int | nn.Module = 8,
     target: int | Tensor | None = None,
     attribution: Attribution = "gradient",
     method: Method = "backward-hook",
