@@ -9,7 +9,6 @@ from tests.nets import spot_classifier
 from tests.slides_made import section, write_svs
 from wsi_saliency.geometry import Canvas, Mpp, Placement, Size
 from wsi_saliency.plan import (
-    DRIFT_PATCHES,
     NEAR_TISSUE_UM,
     Plan,
     canvas_for,
@@ -18,6 +17,7 @@ from wsi_saliency.plan import (
     wanted_mpp,
     with_drift,
 )
+from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.slide import open_slide

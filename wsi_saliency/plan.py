@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsi_saliency.geometry import Canvas, Placement, Size, Tile, TileGrid
+from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.tissue import TissueMask, tissue_mask
 
@@ -25,7 +26,6 @@ log = logging.getLogger(__name__)
 MAX_ENLARGEMENT = 4  # a 10x slide may be enlarged for a 40x classifier; beyond that there is nothing to see
 ASSUMED_MPP = 0.5  # µm; a 20x objective's
 NEAR_TISSUE_UM = 20.0  # beyond it, a map holds only what the zero padding at a patch's border has made
-DRIFT_PATCHES = 32  # two halves of so many agree to a twentieth of a cell on a trained network
 
 
 @dataclass(frozen=True)

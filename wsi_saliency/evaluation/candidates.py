@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from wsi_saliency.evaluation.controls import blurred_to
 from wsi_saliency.evaluation.metrics import total_variation
 from wsi_saliency.evaluation.results import MapKind
-from wsi_saliency.saliency.drift import measure_drift
+from wsi_saliency.saliency.drift import DRIFT_PATCHES, measure_drift
 from wsi_saliency.saliency.engine import Network, eval_mode, working_copy
 from wsi_saliency.saliency.layers import INPUT, LayerGeometry, feature_stages, find_layer, measure
 from wsi_saliency.saliency.smoothing import SMOOTHING, smoothed
@@ -55,7 +55,8 @@ class Candidate:
         most = g.drift_y / g.reduction, g.drift_x / g.reduction
         if not SMOOTHING[self.network.method].moves_gradient or not any(most):
             return 0.0, 0.0
-        drift_y, drift_x = measure_drift(plain.numpy(), smooth.numpy(), most)
+        some = slice(None, None, -(-len(plain) // DRIFT_PATCHES) or 1)
+        drift_y, drift_x = measure_drift(plain[some].numpy(), smooth[some].numpy(), most)
         return drift_x * g.reduction, drift_y * g.reduction
 
 
@@ -232,6 +233,8 @@ class _Seen:
     def explain(self, candidate: Candidate, images: Tensor, target: Tensor) -> Tensor:
         """Explain images, keep their maps, and return all channels (n, C, h, w)."""
         values, logits = candidate.network(images, target)
+        if values.device.type == "mps":  # which has no float64
+            values = values.cpu()
         self.logits[candidate.network.method].append(logits.float().cpu())
         self.note(candidate.kind, candidate, values)
         return values

@@ -14,6 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+DRIFT_PATCHES = 32  # two halves of so many agree to a twentieth of a cell on a trained network
+
 _Maps = NDArray[np.float32]
 _FINE, _COARSE = 1.0, 4.0  # cells; the band in which maps are compared: nuclei, not patches
 _ALIKE = 0.1  # correlation below which two maps have nothing in common to measure a shift by
