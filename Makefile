@@ -15,7 +15,7 @@ demo: $(VENV)/.installed
 	@echo "  demo-output/tumour_nests/tiles.csv            the patches and what the classifier says of them"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

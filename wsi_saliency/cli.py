@@ -87,6 +87,7 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 _MODEL_HELP = "Classifier: demo, camelyon16, timm:NAME (with --weights) or a weights file."
+_model = click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="URI", help=_MODEL_HELP)
 _mpp = click.option(
     "--mpp",
     type=click.FloatRange(min=0, min_open=True),
@@ -136,7 +137,11 @@ _precision = click.option(
     show_default=True,
     help="Number format of the classifier's arithmetic; auto is fp32.",
 )
-_TARGET_HELP = "Class to explain.  [default: the single logit, or the one class called tumour]"
+_target = click.option(
+    "--target",
+    metavar="NAME|INDEX",
+    help="Class to explain.  [default: the single logit, or the one class called tumour]",
+)
 
 
 @cli.command(
@@ -155,7 +160,7 @@ _TARGET_HELP = "Class to explain.  [default: the single logit, or the one class 
     show_default=True,
     help="Output folder; each slide gets a folder of its own in it.",
 )
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="URI", help=_MODEL_HELP)
+@_model
 @_model_options
 @click.option(
     "--method",
@@ -186,7 +191,7 @@ _TARGET_HELP = "Class to explain.  [default: the single logit, or the one class 
     metavar="FILE",
     help="What train-surrogate has written, for --method surrogate.  [default: the one bundled for demo]",
 )
-@click.option("--target", metavar="NAME|INDEX", help=_TARGET_HELP)
+@_target
 @_overlap
 @_mpp
 @_tissue_threshold
@@ -271,7 +276,7 @@ def check_model(uri: str, **options: Any) -> None:
     metavar="FILE",
     help="File to write. FILE.checkpoint beside it lets an interrupted training continue.",
 )
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="URI", help=_MODEL_HELP)
+@_model
 @_model_options
 @click.option(
     "--patches",
@@ -395,7 +400,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
     show_default=True,
     help="Output folder; look at its index.html.",
 )
-@click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="URI", help=_MODEL_HELP)
+@_model
 @_model_options
 @click.option(
     "--methods",
@@ -424,7 +429,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
     metavar="FILE",
     help="What train-surrogate has written.  [default: the one bundled for demo]",
 )
-@click.option("--target", metavar="NAME|INDEX", help=_TARGET_HELP)
+@_target
 @click.option(
     "--patches",
     type=click.IntRange(min=1),

@@ -21,6 +21,7 @@ from wsi_saliency.evaluation.metrics import upsampled
 from wsi_saliency.evaluation_settings import SUBSTRATES
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.saliency.engine import eval_mode, working_copy
+from wsi_saliency.saliency.patches import check_images, targets_for
 from wsi_saliency.saliency.smoothing import smoothed
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ class CausalScorer:
             self._surrogate.accept(self._network)
         self._method = method
         self._output: Output = output or ("sigmoid" if classes == 1 else "softmax")
-        self._targets = _targets(target, len(images), classes).to(images.device)
+        self._targets = targets_for(images, target, classes).to(images.device)
         self._images = images.contiguous(memory_format=torch.channels_last)
         self._deleted = substrate(self._images, deletion_to)
         self._blank = substrate(self._images, insertion_from)
@@ -346,10 +347,7 @@ def blurred(images: Tensor) -> Tensor:
 
 
 def _checked_step(images: Tensor, step: int | None) -> int:
-    if images.ndim != 4 or not images.is_floating_point() or not len(images):
-        raise SettingsError(
-            f"images are {tuple(images.shape)} {images.dtype}; they have to be (N, 3, H, W) normalised floats"
-        )
+    check_images(images)
     if step is not None and step < 1:
         raise SettingsError(f"a step of {step} pixels; it has to be at least one")
     return step or _STEP_ROWS * images.shape[3]
@@ -365,19 +363,3 @@ def _checked_maps(maps: Tensor | NDArray[np.floating], images: Tensor) -> Tensor
     if not values.isfinite().all():
         raise SettingsError("the maps hold NaN or infinite values, which have no order")
     return values.to(images.device)
-
-
-def _targets(target: int | Tensor | None, n: int, classes: int) -> Tensor:
-    """One class index for each image, (N,) int64."""
-    if target is None and classes > 1:
-        raise SettingsError(f"the model has {classes} classes; say which one to follow with target=")
-    targets = torch.as_tensor(0 if target is None else target).long()
-    if targets.ndim > 1 or targets.numel() not in (1, n):
-        raise SettingsError(
-            f"target has shape {tuple(targets.shape)}; it has to be one index or one for each image"
-        )
-    if not ((targets >= 0) & (targets < classes)).all():
-        raise SettingsError(
-            f"target {targets.tolist()} is not a class of the model; it has {classes}, from 0"
-        )
-    return targets.reshape(-1).expand(n)

@@ -76,7 +76,7 @@ class PatchExplainer:
         smoothgrad: tuple[int, float] | None = None,
         seed: int = 0,
     ) -> None:
-        _check_images(images)
+        check_images(images)
         self._device = next((p.device for p in model.parameters()), images.device)
         sample = images[:1].to(self._device)
         with eval_mode(model):
@@ -108,8 +108,8 @@ class PatchExplainer:
 
         ``target``, ``batch_size`` and ``reduce`` are those of `explain_patches`.
         """
-        _check_images(images)
-        targets = _targets(target, len(images), self._classes).to(self._device)
+        check_images(images)
+        targets = targets_for(images, target, self._classes).to(self._device)
         parts = []
         for start in range(0, len(images), batch_size or len(images)):
             batch = slice(start, start + (batch_size or len(images)))
@@ -180,7 +180,14 @@ def explain_patches(
     return explain(images, target, batch_size=batch_size, reduce=reduce)
 
 
-def _check_images(images: Tensor) -> None:
+def check_images(images: Tensor) -> None:
+    """Make sure that images are (N, 3, H, W) floats, at least one.
+
+    Raises
+    ------
+    SettingsError
+        If they are not.
+    """
     if images.ndim != 4 or not images.is_floating_point() or not len(images):
         raise SettingsError(
             f"images are {tuple(images.shape)} {images.dtype}; they have to be (N, 3, H, W) normalised floats"
@@ -204,14 +211,18 @@ def _tried(model: nn.Module, sample: Tensor) -> Trial:
     return trial
 
 
-def _targets(target: int | Tensor | None, n: int, classes: int) -> Tensor:
-    """One class index for each image, (N,) int64."""
-    if target is None:
-        if classes > 1:
-            raise SettingsError(f"the model has {classes} classes; say which one to explain with target=")
-        target = 0
-    targets = torch.as_tensor(target).long()
-    if targets.ndim > 1 or targets.numel() not in (1, n):
+def targets_for(images: Tensor, target: int | Tensor | None, classes: int) -> Tensor:
+    """Return one class index for each image, (N,) int64.
+
+    Raises
+    ------
+    SettingsError
+        If ``target`` is no class of the model, not one or (N,) of them, or None where there are several.
+    """
+    if target is None and classes > 1:
+        raise SettingsError(f"the model has {classes} classes; say which one is meant with target=")
+    targets = torch.as_tensor(0 if target is None else target).long()
+    if targets.ndim > 1 or targets.numel() not in (1, len(images)):
         raise SettingsError(
             f"target has shape {tuple(targets.shape)}; it has to be one index or one for each image"
         )
@@ -219,7 +230,7 @@ def _targets(target: int | Tensor | None, n: int, classes: int) -> Tensor:
         raise SettingsError(
             f"target {targets.tolist()} is not a class of the model; it has {classes}, from 0"
         )
-    return targets.reshape(-1).expand(n)
+    return targets.reshape(-1).expand(len(images))
 
 
 def _one_image(baseline: Tensor | None, sample: Tensor) -> Tensor:
