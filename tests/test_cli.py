@@ -456,6 +456,7 @@ def test_an_evaluation_says_its_findings_and_where_its_page_is(call, slide, tmp_
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
+        (["--methods", "all"], {"method": ["none", "backward-hook", "forward-hook"]}),  # it has no surrogate
         (["--methods", "none,backward-hook"], {"method": ["none", "backward-hook"]}),
         (["--methods", " backward-hook , backward-hook,"], {"method": ["none", "backward-hook"]}),
         (["--layers", "8,stage3,16"], {"layer": ["stage3", "stage4"]}),
@@ -471,8 +472,8 @@ def test_lists_of_what_is_compared(call, slide, tmp_path, arguments, names):
 
 
 @pytest.mark.usefixtures("undrawn")
-def test_all_methods_want_a_surrogate(call, slide, tmp_path):
-    line = only_line(call("evaluate", slide, *BRIEF, "--methods", "all"))
+def test_a_surrogate_that_is_asked_for_has_to_be_there(call, slide, tmp_path):
+    line = only_line(call("evaluate", slide, *BRIEF, "--methods", "none,surrogate"))
     assert "no surrogate comes with this model" in line
     assert "--surrogate FILE" in line
     assert left(tmp_path) == []

@@ -363,12 +363,13 @@ def train_surrogate(slides: tuple[str, ...], out: Path, quiet: bool, **options: 
 
 
 class _Names(click.ParamType):  # type: ignore[type-arg]
-    """Several names, with commas between them; ``all`` is every one of the table."""
+    """Several names, with commas between them; ``all`` is ``everything``, if not given the whole table."""
 
     name = "names"
 
-    def __init__(self, table: tuple[str, ...] = ()) -> None:
+    def __init__(self, table: tuple[str, ...] = (), everything: tuple[str, ...] | None = None) -> None:
         self.table = table
+        self.everything = table if everything is None else everything
 
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
@@ -378,7 +379,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
             return value
         names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
         if self.table and names == ("all",):
-            return self.table
+            return self.everything
         for name in names:
             if self.table and name not in self.table:
                 self.fail(f"{name!r} is none of {', '.join(self.table)}", param, ctx)
@@ -404,10 +405,11 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
 @_model_options
 @click.option(
     "--methods",
-    type=_Names(METHODS),
+    type=_Names(METHODS, everything=()),
     default=(),
-    metavar="LIST",
-    help=f"Of {', '.join(METHODS)}; none is always among them.  [default: all that are available]",
+    metavar="all|LIST",
+    help=f"Of {', '.join(METHODS)}; none is always among them. all: those there are for the classifier.  "
+    "[default: all]",
 )
 @click.option(
     "--attributions",
