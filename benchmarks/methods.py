@@ -130,7 +130,8 @@ def compare(name: str, net: nn.Module, x: Tensor, repeats: int, steps: int, devi
             ("prepared", partial(prepared, x, target)),
             ("prepared, bf16", partial(in_bf16, x, target)),
         ):
-            row(f"Captum / ours, {attribution}, {how}", theirs_now, explain, repeats, device, bound)
+            wanted = "–" if "bf16" in how else bound
+            row(f"Captum / ours, {attribution}, {how}", theirs_now, explain, repeats, device, wanted)
     paths = LayerIntegratedGradients(theirs, theirs.get_submodule("layer3"))
     row(f"Captum / ours, integrated-gradients, {steps} steps, layer3",
         partial(paths.attribute, x, torch.zeros_like(x), target, n_steps=steps, internal_batch_size=len(x)),

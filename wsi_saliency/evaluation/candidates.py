@@ -40,14 +40,9 @@ class Candidate:
     network: Network
     geometry: LayerGeometry
 
-    @property
-    def ranked_by_magnitude(self) -> bool:
-        """Whether pixels are ordered by the map's magnitude and not by its value."""
-        return ranked_by_magnitude(self.network.attribution)
-
     def order(self, maps: Tensor) -> Tensor:
         """Return maps whose larger values are what the candidate finds more important."""
-        return maps.abs() if self.ranked_by_magnitude else maps
+        return maps.abs() if ranked_by_magnitude(self.network.attribution) else maps
 
     def drift(self, plain: Tensor, smooth: Tensor) -> tuple[float, float]:
         """How far its maps (N, h, w) lie to the lower right of the plain ones: (x, y) in patch pixels."""

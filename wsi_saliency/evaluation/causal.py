@@ -21,6 +21,7 @@ from wsi_saliency.evaluation.metrics import upsampled
 from wsi_saliency.evaluation_settings import SUBSTRATES
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.saliency.engine import eval_mode, working_copy
+from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.patches import check_images, targets_for
 from wsi_saliency.saliency.smoothing import smoothed
 
@@ -119,9 +120,10 @@ class CausalScorer:
         self._step = _checked_step(images, step)
         images = images.to(next((p.device for p in model.parameters()), images.device))
         self._batch = batch_size or _DEFAULT_BATCH.get(images.device.type, _CPU_BATCH)
-        with torch.no_grad(), eval_mode(model):
-            classes = standard_logits(model(images[:1])).shape[1]
-            self._network, self._surrogate = working_copy(model, images[:1], (), method, surrogate)
+        with eval_mode(model):
+            trial = try_out(model, images[:1])
+            classes = standard_logits(trial.output).shape[1]
+            self._network, self._surrogate = working_copy(model, images[:1], (), method, surrogate, trial)
         if self._surrogate is not None:
             self._surrogate.accept(self._network)
         self._method = method

@@ -296,7 +296,7 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Evaluation], Figure], Callable[[Eva
         "examples",
         "Examples",
         "Patches with the target's probability p, and their maps. Each map has its own scale around 0, up to "
-        "the 99th percentile of its magnitude.",
+        "the 99th percentile of its magnitude; a plain gradient is shown by its magnitude, as it is ranked.",
         examples,
         lambda e: any(example.maps for example in e.examples),
     ),

@@ -126,7 +126,8 @@ def find_layer(model: nn.Module, layer: str | int | nn.Module, images: Tensor) -
             return matching[-1]
     listed = ", ".join(f"{stage.name} (1/{stage.reduction})" for stage in stages)
     raise ModelError(
-        f"no layer {text!r} in the model; --layer takes input, a module name or a reduction: {listed}"
+        f"no layer {text!r} in the model; --layer (of evaluate --layers) takes input, a module name or a "
+        f"reduction: {listed}"
     )
 
 
