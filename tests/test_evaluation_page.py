@@ -65,11 +65,35 @@ addEventListener("load", () => {
 </script>"""
 
 
+WIDTHS = (1280, 1024, 768, 600, 400)
+
+# Shows the page at each width, and writes down how wide it has become.
+MEASURE = """<!DOCTYPE html><body><script>
+const page = PAGE, found = {};
+for (const width of WIDTHS) {
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `width: ${width}px; height: 900px; border: 0`;
+  frame.srcdoc = page;
+  frame.onload = () => {
+    const root = frame.contentDocument.documentElement;
+    const boxes = [...root.querySelectorAll(".scroll, .picture")];
+    const stiff = boxes.filter((box) => getComputedStyle(box).overflowX !== "auto").length;
+    found[width] = { scroll: root.scrollWidth, client: root.clientWidth, boxes: boxes.length, stiff };
+    if (Object.keys(found).length < WIDTHS.length) return;
+    const outcome = document.body.appendChild(document.createElement("pre"));
+    outcome.id = "outcome";
+    outcome.textContent = JSON.stringify(found);
+  };
+  document.body.append(frame);
+}
+</script>"""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report")
     evaluation = made_evaluation(SHAPE)
-    model = {"uri": "<b>timm:resnet18</b>", "classes": ["a & b"]}
+    model = {"uri": "<b>timm:resnet18</b>" + 150 * "x", "classes": ["a & b"]}
     write_report(replace(evaluation, facts=evaluation.facts | {"model": model}), path)
     return path
 
@@ -79,20 +103,24 @@ def page(folder: Path) -> str:
     return (folder / "index.html").read_text("utf-8")
 
 
-@pytest.fixture(scope="module")
-def outcome(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What a browser made of the page."""
+def browsed(page: str, path: Path) -> dict[str, Any]:
+    """Open a page in a browser, and return what its script has written down."""
     if BROWSER is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the path")
-    path = tmp_path_factory.mktemp("browser")
-    watched = page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{ACT}</body>", 1)
-    (path / "index.html").write_text(watched, "utf-8")
+    (path / "index.html").write_text(page, "utf-8")
     command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={path / 'profile'}"]
     command += ["--virtual-time-budget=5000", "--dump-dom", (path / "index.html").as_uri()]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
     found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout.decode("utf-8"), re.DOTALL)
     assert found, "the page's scripts did not run to their end"
     return json.loads(html.unescape(found[1]))
+
+
+@pytest.fixture(scope="module")
+def outcome(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a browser made of the page."""
+    watched = page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{ACT}</body>", 1)
+    return browsed(watched, tmp_path_factory.mktemp("browser"))
 
 
 class Structure(HTMLParser):
@@ -174,6 +202,17 @@ def test_the_page_renders(outcome: dict[str, Any]) -> None:
     assert min(outcome["images"]) > 300
     assert outcome["tables"][0] == 2 + len(made_evaluation(SHAPE).scored)
     assert min(outcome["tables"]) > 1
+
+
+def test_the_page_does_not_scroll_sideways(page: str, tmp_path: Path) -> None:
+    script = MEASURE.replace("PAGE", json.dumps(page).replace("</", "<\\/")).replace("WIDTHS", str([*WIDTHS]))
+    found = browsed(script, tmp_path)
+    assert sorted(map(int, found)) == sorted(WIDTHS)
+    for width, measured in found.items():
+        assert measured["client"] > int(width) - 30
+        assert measured["scroll"] <= measured["client"]
+        assert measured["boxes"] > 6
+        assert measured["stiff"] == 0  # what is too wide scrolls in its own box
 
 
 def test_the_best_insertion_comes_first(outcome: dict[str, Any]) -> None:

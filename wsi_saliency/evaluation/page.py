@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluation.statistics import Summary
 
 CSS_DPI = 96
+_LEGIBLE = 0.7  # share of its size below which a picture is not shrunk: it scrolls in its box
 
 _MARK = {"better": "✓", "worse": "✗", "undecided": "?"}
 _SORTED_BY = 4  # insertion
@@ -139,7 +140,9 @@ def _picture(plot: Plot, png: bytes) -> str:
     data = base64.b64encode(png).decode("ascii")
     return (
         f'<figure id="{text(plot.name)}"><h3>{text(plot.title)}</h3>'
-        f'<img src="data:image/png;base64,{data}" width="{w}" height="{h}" alt="{text(plot.title)}">'
+        f'<div class="picture" role="region" tabindex="0" aria-label="{text(plot.title)}, picture">'
+        f'<img src="data:image/png;base64,{data}" width="{w}" height="{h}" alt="{text(plot.title)}" '
+        f'style="min-width: {round(_LEGIBLE * w)}px"></div>'
         f"<figcaption>{text(plot.caption)}</figcaption></figure>"
     )
 
