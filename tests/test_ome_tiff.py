@@ -3,19 +3,24 @@ from __future__ import annotations
 import dataclasses
 import tracemalloc
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import ome_types
 import pytest
 import tifffile
+import yaozarrs
 
-from tests.test_ome_zarr import INFO, noise, written
+from tests.test_ome_zarr import INFO, VERSIONS, noise, written
 from wsi_saliency.errors import OutputError
 from wsi_saliency.geometry import Placement, Size
 from wsi_saliency.heatmap.ome_tiff import needs_bigtiff, write_ome_tiff
 from wsi_saliency.heatmap.ome_xml import COLOUR, DETAILS_NAMESPACE, PLACEMENT_NAMESPACE, ome_xml
 from wsi_saliency.heatmap.ome_zarr import Heatmap, HeatmapWriter
 from wsi_saliency.heatmap.pyramid import TILE, HeatmapInfo
+
+if TYPE_CHECKING:
+    from wsi_saliency.settings import OmeZarrVersion
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (1, 1), (900, 700), (30, 2300), (1100, 37)])
@@ -83,11 +88,44 @@ def test_the_annotation_places_the_map(tmp_path: Path) -> None:
     assert place == INFO.placement
 
 
-def test_a_name_that_xml_cannot_hold_does_not_spoil_the_file() -> None:
-    info = dataclasses.replace(INFO, slide_name="a\x01<&>\udcff\u5207.svs", details={"\x00": "\ufffe"})
-    text = ome_xml(info, Size(3, 5), Size(4, 6), pixels_in="tiff")
-    assert text.isascii()
-    assert ome_types.from_xml(text.decode()).images[0].name == "a\ufffd<&>\ufffd\u5207.svs"
+HOSTILE = "a\x01\tb\n<&>\"'&#181;]]>\udcff\x85切片 \U0001f9ec.svs"
+READABLE = "a\ufffd\ufffdb\ufffd<&>\"'&#181;]]>\ufffd\ufffd切片 \U0001f9ec.svs"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_hostile_name_does_not_spoil_a_file(tmp_path: Path, version: OmeZarrVersion) -> None:
+    info = dataclasses.replace(INFO, slide_name=HOSTILE, channel=HOSTILE, details={HOSTILE: HOSTILE})
+    heatmap = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(3, 5), info, version).finish()
+    write_ome_tiff(tmp_path / "s.ome.tif", heatmap)
+    xmls = (heatmap.path / "OME" / "METADATA.ome.xml").read_text("utf-8"), description(tmp_path / "s.ome.tif")
+    for ome in map(ome_types.from_xml, xmls):
+        image, details = ome.images[0], ome.structured_annotations.map_annotations[1].value
+        assert image.name == image.pixels.channels[0].name == READABLE
+        assert details
+        assert details.model_dump() == {READABLE: READABLE}
+    yaozarrs.validate_zarr_store(str(heatmap.path))
+    assert heatmap.info == dataclasses.replace(
+        INFO, slide_name=READABLE, channel=READABLE, details={READABLE: READABLE}
+    )
+
+
+def description(path: Path) -> str:
+    """The bytes of tag 270 as they stand in the file, which are UTF-8."""
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages.first.tags[270]
+        tiff.filehandle.seek(tag.valueoffset)
+        return tiff.filehandle.read(tag.count).rstrip(b"\0").decode("utf-8")
+
+
+def test_the_unit_stands_in_the_files_as_a_character(tmp_path: Path) -> None:
+    heatmap = written(tmp_path / "s.ome.zarr", noise(5, 3))
+    write_ome_tiff(tmp_path / "s.ome.tif", heatmap)
+    in_store = (heatmap.path / "OME" / "METADATA.ome.xml").read_text("utf-8")
+    for text in (description(tmp_path / "s.ome.tif"), in_store):
+        assert text.startswith("<?xml version='1.0' encoding='UTF-8'?>")
+        assert 'PhysicalSizeXUnit="µm"' in text
+        assert "Name=\"böse 'slide'.svs\"" in text
+        assert "&#" not in text
 
 
 def test_bigtiff_starts_at_two_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -141,7 +179,7 @@ def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
 
 
 def test_the_colour_is_a_signed_32_bit_integer_as_the_schema_wants() -> None:
-    text = ome_xml(INFO, Size(3, 5), Size(4, 6), pixels_in="tiff").decode()
+    text = ome_xml(INFO, Size(3, 5), Size(4, 6), pixels_in="tiff").decode("utf-8")
     assert f'Color="{0xFFA500FF - 2**32}"' in text
 
 

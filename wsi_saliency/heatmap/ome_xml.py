@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Literal
 from xml.etree import ElementTree as ET
 
@@ -21,11 +20,9 @@ DETAILS_NAMESPACE = "wsi-saliency/details"
 COLOUR = "FFA500"
 """Colour of the channel in viewers that give it one: red, green and blue in hexadecimal."""
 
-_NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
 
 def ome_xml(info: HeatmapInfo, size: Size, padded: Size, pixels_in: Literal["tiff", "elsewhere"]) -> bytes:
-    """Describe a heatmap of ``size`` cells, stored as ``padded`` cells, as OME-XML in ASCII.
+    """Describe a heatmap of ``size`` cells, stored as ``padded`` cells, as OME-XML in UTF-8.
 
     ``pixels_in`` says whether the pixels lie in the first IFD of the TIFF file that holds the text, or in a
     store beside it.
@@ -41,15 +38,16 @@ def ome_xml(info: HeatmapInfo, size: Size, padded: Size, pixels_in: Literal["tif
     structured = ET.SubElement(ome, "StructuredAnnotations")
     for number, (namespace, entries) in enumerate(annotations.items()):
         _add_map_annotation(structured, number, namespace, entries)
-    text: bytes = ET.tostring(ome, encoding="us-ascii", xml_declaration=True)
+    # Not ASCII: Bio-Formats knows no unit "&#181;m", and then takes the whole file for a plain TIFF.
+    text: bytes = ET.tostring(ome, encoding="UTF-8", xml_declaration=True)
     return text
 
 
 def _add_image(ome: ET.Element, info: HeatmapInfo, padded: Size, pixels_in: str, annotations: int) -> None:
-    image = ET.SubElement(ome, "Image", ID="Image:0", Name=_clean(info.slide_name))
-    ET.SubElement(image, "Description").text = _clean(f"Saliency of {info.slide_name}: {info.channel}")
+    image = ET.SubElement(ome, "Image", ID="Image:0", Name=info.slide_name)
+    ET.SubElement(image, "Description").text = f"Saliency of {info.slide_name}: {info.channel}"
     pixels = ET.SubElement(image, "Pixels", _pixels(info, padded))
-    channel = {"ID": "Channel:0:0", "Name": _clean(info.channel), "SamplesPerPixel": "1"}
+    channel = {"ID": "Channel:0:0", "Name": info.channel, "SamplesPerPixel": "1"}
     ET.SubElement(pixels, "Channel", channel, Color=str(_signed_rgba(COLOUR)))
     if pixels_in == "tiff":
         ET.SubElement(pixels, "TiffData", IFD="0", PlaneCount="1")
@@ -86,14 +84,9 @@ def _add_map_annotation(
     annotation = ET.SubElement(structured, "MapAnnotation", ID=f"Annotation:{number}", Namespace=namespace)
     value = ET.SubElement(annotation, "Value")
     for key, entry in entries.items():
-        ET.SubElement(value, "M", K=_clean(key)).text = _clean(str(entry))
+        ET.SubElement(value, "M", K=key).text = str(entry)
 
 
 def _signed_rgba(colour: str) -> int:
     """OME's colour: red, green, blue and an opaque alpha as one signed 32-bit integer."""
     return int.from_bytes(bytes.fromhex(colour + "FF"), "big", signed=True)
-
-
-def _clean(text: str) -> str:
-    """Replace what XML cannot hold: control characters, and the undecodable bytes of a file name."""
-    return _NOT_XML.sub("\ufffd", text)

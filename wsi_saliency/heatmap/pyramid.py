@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +25,15 @@ COARSEST = 512
 STATISTICS_CELLS = 4_000_000
 """Percentiles are taken from about this many cells of the finest level, spread evenly."""
 
+_UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
 
 @dataclass(frozen=True)
 class HeatmapInfo:
     """What a heatmap's files say about themselves.
+
+    Control characters in texts, and the undecodable bytes of a file name, become U+FFFD: XML cannot hold
+    them, nor can the JSON that strict readers take.
 
     Parameters
     ----------
@@ -51,6 +57,12 @@ class HeatmapInfo:
     placement: Placement
     channel: str
     details: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        details = {printable(key): printable(text) for key, text in self.details.items()}
+        texts = {"slide_name": printable(self.slide_name), "channel": printable(self.channel)}
+        for name, value in {**texts, "details": details}.items():
+            object.__setattr__(self, name, value)
 
     def cell_mpp(self, level: int) -> Mpp:
         """Return the µm per cell of a pyramid level."""
@@ -115,6 +127,11 @@ class Window:
     highest: float
     start: float
     end: float
+
+
+def printable(text: str) -> str:
+    """Put U+FFFD for what not every format can hold: control characters and lone surrogates."""
+    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def level_count(size: Size) -> int:
