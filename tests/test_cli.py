@@ -456,7 +456,10 @@ def test_an_evaluation_says_its_findings_and_where_its_page_is(call, slide, tmp_
 @pytest.mark.parametrize(
     ("arguments", "names"),
     [
-        (["--methods", "all"], {"method": ["none", "backward-hook", "forward-hook"]}),  # it has no surrogate
+        (
+            ["--methods", "all"],
+            {"method": ["none", "backward-hook", "centred-hook", "forward-hook"]},
+        ),  # it has no surrogate
         (["--methods", "none,backward-hook"], {"method": ["none", "backward-hook"]}),
         (["--methods", " backward-hook , backward-hook,"], {"method": ["none", "backward-hook"]}),
         (["--layers", "8,stage3,16"], {"layer": ["stage3", "stage4"]}),
@@ -482,7 +485,10 @@ def test_a_surrogate_that_is_asked_for_has_to_be_there(call, slide, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--methods", "none,nix"], ["'nix' is none of none, backward-hook, forward-hook, surrogate"]),
+        (
+            ["--methods", "none,nix"],
+            ["'nix' is none of none, backward-hook, centred-hook, forward-hook, surrogate"],
+        ),
         (["--methods", "all,none"], ["'all' is none of"]),
         (["--attributions", "nix"], ["'nix' is none of gradient, gradient-x-activation, deeplift"]),
         (["--patches", "0"], ["--patches"]),

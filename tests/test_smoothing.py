@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import threading
+from itertools import product
 from typing import get_args
 
 import pytest
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 from tests.nets import random_net
 from wsi_saliency.errors import ModelError
 from wsi_saliency.saliency.layers import strided_convolutions
-from wsi_saliency.saliency.smoothing import SMOOTHING, box_average, smoothed
+from wsi_saliency.saliency.smoothing import SMOOTHING, box_average, smoothed, triangle_average
 from wsi_saliency.saliency.surrogate import Surrogate, SurrogateConv, hash_of, replaceable
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS, Method
 
@@ -61,6 +62,52 @@ def test_backward_hook_equals_the_average_of_shifts_away_from_the_border(how, si
     assert torch.equal(y, convolution(x))
 
 
+def centred_average(g, stride):
+    """Average with box and mirrored box, value by value; beyond the border the edge repeats."""
+    s_y, s_x = stride
+    h, w = g.shape[2:]
+    averaged = torch.zeros_like(g)
+    for i, j in product(range(h), range(w)):
+        for a, b, c, d in product(range(s_y), range(s_x), range(s_y), range(s_x)):
+            y, x = min(max(i - a + c, 0), h - 1), min(max(j - b + d, 0), w - 1)
+            averaged[..., i, j] += g[..., y, x] / (s_y * s_x) ** 2
+    return averaged
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("size", [(8, 8), (9, 11)])
+@pytest.mark.parametrize("how", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
+def test_centred_hook_equals_box_and_mirrored_box_to_the_border(how, size, dtype, tolerance):
+    torch.manual_seed(0)
+    convolution = nn.Conv2d(4, 8, **how).to(dtype)
+    x = torch.randn(1, 4, *size, dtype=dtype, requires_grad=True)
+    with smoothed(convolution, "centred-hook"):
+        y = convolution(x)
+    upstream = torch.randn_like(y)
+    (smooth,) = torch.autograd.grad(y, x, upstream)
+    (plain,) = torch.autograd.grad(convolution(x), x, upstream)
+    expected = centred_average(plain, convolution.stride)
+    assert (smooth - expected).abs().max() <= tolerance * expected.abs().max()
+    assert torch.equal(y, convolution(x))
+
+
+def test_centred_average_is_symmetric_and_keeps_the_sum_inside():
+    g = torch.zeros(1, 1, 9, 11, dtype=torch.float64)
+    g[0, 0, 4, 5] = 1
+    for stride in ((2, 2), (4, 2), (1, 3)):
+        averaged = triangle_average(g, stride)
+        assert torch.equal(averaged, averaged.flip(2, 3))
+        assert averaged.sum().item() == pytest.approx(1)
+    assert triangle_average(g, (2, 2))[0, 0, 3, 4:7].tolist() == [1 / 16, 1 / 8, 1 / 16]
+
+
+def test_centred_average_has_no_checkerboard():
+    y, x = torch.meshgrid(torch.arange(8.0), torch.arange(8.0), indexing="ij")
+    for board in ((-1) ** x, (-1) ** y, (-1) ** (x + y)):
+        inside = triangle_average(board[None, None], (2, 2))[..., 1:-1, 1:-1]
+        assert inside.abs().max() == 0
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("size", [(32, 32), (33, 39)])
 @pytest.mark.parametrize("how", CONVOLUTIONS.values(), ids=CONVOLUTIONS.keys())
@@ -105,9 +152,10 @@ def test_border_is_repeated():
     assert box_average(torch.ones(1, 1, 5, 6), (4, 2)).eq(1).all()
 
 
-def test_predictions_are_bit_identical_under_the_backward_hook():
+@pytest.mark.parametrize("method", ["backward-hook", "centred-hook"])
+def test_predictions_are_bit_identical_under_a_hook_on_the_gradient(method):
     net, x = random_net(), torch.randn(2, 3, 67, 65, dtype=torch.float64)
-    with smoothed(net, "backward-hook") as same:
+    with smoothed(net, method) as same:
         assert same is net
         assert torch.equal(net(x), random_net()(x))
 

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-Method = Literal["none", "backward-hook", "forward-hook", "surrogate"]
+Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surrogate"]
 Attribution = Literal["gradient", "gradient-x-activation", "deeplift", "integrated-gradients", "gradcam"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 OmeZarrVersion = Literal["0.4", "0.5"]

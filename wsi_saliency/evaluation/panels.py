@@ -34,8 +34,14 @@ COLUMNS = 3
 CONTROL_COLOUR = "#7a7a84"
 CONTROL_DASH: dict[str, Any] = {"random": (0, (1.2, 1.6)), "centred-gaussian": (0, (5, 2.5))}
 
-_COLOURS = {"none": "#2b2b33", "backward-hook": "#0072B2", "forward-hook": "#D55E00", "surrogate": "#009E73"}
-_OTHER_COLOURS = ("#CC79A7", "#56B4E9", "#E69F00")
+_COLOURS = {
+    "none": "#2b2b33",
+    "backward-hook": "#0072B2",
+    "centred-hook": "#56B4E9",
+    "forward-hook": "#D55E00",
+    "surrogate": "#009E73",
+}
+_OTHER_COLOURS = ("#CC79A7", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH, _ALONE = 4.3, 6.4  # of a panel, inches
 _LONGEST_TICK = 18  # letters

@@ -4,12 +4,14 @@ A strided convolution multiplies neighbouring input pixels with different number
 gradient that flows back through it carries a checkerboard. Each method here is a context manager that
 changes a network on entering and undoes it on leaving, whatever happens in between.
 
-Source: "Smooth Deep Saliency", arXiv 2404.02282. The authors shift with wrap-around; here the edge is
-repeated, which differs in the first row and column only.
+Source: "Smooth Deep Saliency", arXiv 2404.02282, for all but ``centred-hook``, which is its backward hook made
+symmetric. The authors shift with wrap-around; here the edge is repeated, which differs in the first row and
+column only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +25,7 @@ from wsi_saliency.saliency.layers import strided_convolutions
 from wsi_saliency.saliency.surrogate import Surrogate, answered_for, surrogate_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Iterable, Iterator
 
     from wsi_saliency.settings import Method
 
@@ -44,25 +46,51 @@ def box_average(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     return F.avg_pool2d(F.pad(x, (s_x - 1, 0, s_y - 1, 0), mode="replicate"), stride, stride=1)
 
 
+def triangle_average(x: Tensor, stride: tuple[int, ...]) -> Tensor:
+    r"""Average each value with its neighbours on all sides: the box average, and then its mirror image.
+
+    .. math:: \hat x[i, j] = \frac{1}{(s_y s_x)^2} \sum_{|a|<s_y} \sum_{|b|<s_x} (s_y - |a|)(s_x - |b|) \, x[i-a, j-b]
+
+    For stride 2 that is [1 2 1] / 4 along each axis. Like the box, it is zero at the frequency of the
+    checkerboard; unlike the box, it moves nothing.
+
+    Parameters
+    ----------
+    x
+        (N, C, h, w), any float dtype; values beyond the border repeat it.
+    stride
+        (s_y, s_x) of the convolution.
+    """
+    s_y, s_x = stride
+    padded = F.pad(x, (s_x - 1, s_x - 1, s_y - 1, s_y - 1), mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(padded, stride, stride=1), stride, stride=1)
+
+
+_Average = Callable[[Tensor, tuple[int, ...]], Tensor]
+
+
 class _SmoothGradient(torch.autograd.Function):
-    """The identity, whose gradient is averaged by `box_average`."""
+    """The identity, whose gradient is averaged."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stride: tuple[int, int]) -> Tensor:
-        ctx.stride = stride
+    def forward(ctx: Any, x: Tensor, average: _Average, stride: tuple[int, int]) -> Tensor:
+        ctx.average, ctx.stride = average, stride
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return box_average(gradients[0], ctx.stride), None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.average(gradients[0], ctx.stride), None, None
 
 
+@dataclass(frozen=True)
 class _BackwardHook:
     """Puts `_SmoothGradient` in front of a convolution."""
 
+    average: _Average
+
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         assert isinstance(module, nn.Conv2d)  # installed on strided convolutions only
-        return (_SmoothGradient.apply(args[0], module.stride), *args[1:])
+        return (_SmoothGradient.apply(args[0], self.average, module.stride), *args[1:])
 
 
 class _ForwardHook:
@@ -80,7 +108,13 @@ def _none(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
 
 @contextmanager
 def _backward_hook(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
-    with _in_front_of(strided_convolutions(model).values(), _BackwardHook()):
+    with _in_front_of(strided_convolutions(model).values(), _BackwardHook(box_average)):
+        yield
+
+
+@contextmanager
+def _centred_hook(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
+    with _in_front_of(strided_convolutions(model).values(), _BackwardHook(triangle_average)):
         yield
 
 
@@ -129,6 +163,7 @@ class Smoothing:
 SMOOTHING: dict[Method, Smoothing] = {
     "none": Smoothing(_none),
     "backward-hook": Smoothing(_backward_hook, moves_gradient=True),
+    "centred-hook": Smoothing(_centred_hook),
     "forward-hook": Smoothing(_forward_hook, changes_predictions=True),
     "surrogate": Smoothing(_surrogate, changes_predictions=True, imitates=True),
 }
