@@ -92,7 +92,7 @@ def test_controls_are_drawn_where_they_are() -> None:
     random = of(evaluation, None, None, None, control="random")
     np.testing.assert_allclose(line(figure, "gradient: insertion", "random")[:, 1], random.insertion.mean())
     blurred = of(evaluation, "forward-hook", "gradient", "layer2", control="blurred-none")
-    points = line(figure, "gradient: insertion", "none blurred to forward-hook")
+    points = line(figure, "gradient: insertion", "blur as smooth as forward-hook")
     assert points[1, 1] == pytest.approx(blurred.insertion.mean())
 
 

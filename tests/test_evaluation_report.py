@@ -215,38 +215,95 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_the_best_map_is_named_first() -> None:
     said = findings(shifted(made_evaluation(SMALL), BACKWARD, 0.1, -0.1))
-    assert said[0].startswith("Highest insertion: backward-hook · gradient · layer2, 0.")
-    assert "better than all its controls. The other map is worse." in said[0]
-    assert said[1].startswith("Lowest deletion: backward-hook · gradient · layer2, 0.")
-    assert (
-        "backward-hook · gradient · layer2 is better than the plain map (none), none blurred to the same "
-        "total variation, a random map and a centred Gaussian, in insertion and deletion." in said
+    assert said[0].startswith(
+        "Which map finds what is enough for the classifier? Of 2 maps, gradient at layer2"
     )
+    assert "(insertion 0." in said[0]
+    assert said[0].endswith(
+        "It is better than a plain blur as smooth, a random map and a spot in the middle of the patch. "
+        "The other is worse."
+    )
+    assert "gradient at layer2 with backward-hook" in said[1]
+    assert "(deletion 0." in said[1]
 
 
-def test_maps_that_the_patches_cannot_tell_apart_are_counted() -> None:
+def test_maps_that_the_patches_cannot_tell_apart_are_named() -> None:
     said = findings(shifted(made_evaluation(SMALL), BACKWARD, 0.0))
-    assert said[0].endswith("cannot be told from it.")
+    best, other = "with backward-hook", "without smoothing"
+    if best not in said[0].split("(")[0]:
+        best, other = other, best
+    assert said[0].endswith(f"These patches cannot tell it from gradient at layer2 {other}.")
 
 
-def test_a_control_that_is_not_beaten_is_named_with_the_difference() -> None:
-    made = shifted(made_evaluation(SMALL), BACKWARD, -0.2, -0.2)
-    said = findings(made)
-    line = next(s for s in said if s.startswith("backward-hook · gradient · layer2 does not beat"))
-    assert "the plain map (none): insertion −0.200 [−0.200, −0.200]; none blurred" in line
-    assert "a random map: insertion" in line
-    assert "deletion" not in line
+@pytest.mark.parametrize(
+    ("insertion", "deletion", "words"),
+    [
+        (0.1, -0.1, "better (insertion +0.100 [+"),
+        (-0.2, 0.2, "worse (insertion −0.200 [−0.200, −0.200], deletion +0.200 [0.200, 0.200])"),
+        (0.1, 0.1, "undecided (insertion +0.100"),
+        (0.0, 0.1, "worse (insertion 0.000"),
+    ],
+)
+def test_a_single_map_is_set_against_the_one_without_smoothing(
+    insertion: float, deletion: float, words: str
+) -> None:
+    said = findings(shifted(made_evaluation(SMALL), BACKWARD, insertion, deletion))
+    line = next(s for s in said if s.startswith("Does backward-hook make maps more faithful?"))
+    assert f"against the same map without smoothing, {words.replace('[+', '[')}" in line
 
 
-def test_many_failures_are_counted() -> None:
-    said = findings(made_evaluation(WIDE))
-    line = next(s for s in said if s.startswith("forward-hook does not beat the plain map (none): insertion"))
+@pytest.mark.parametrize(
+    ("insertion", "deletion", "blur", "meaning"),
+    [
+        (-0.2, 0.2, -0.3, "So it costs faithfulness"),
+        (0.0, 0.0, 0.0, "So no gain or cost shows"),
+        (0.1, -0.1, 0.05, "So it makes maps more faithful, and more than a blur does."),
+        (0.1, -0.1, 0.1, "So it makes maps more faithful, but a plain blur does as much."),
+    ],
+)
+def test_what_the_verdicts_mean_for_the_choice(
+    insertion: float, deletion: float, blur: float, meaning: str
+) -> None:
+    made = shifted(made_evaluation(SMALL), BACKWARD, insertion, deletion)
+    made = shifted(made, replace(BACKWARD, control="blurred-none"), blur, -blur)
+    line = next(s for s in findings(made) if s.startswith("Does backward-hook"))
+    assert meaning in line
+
+
+def test_many_maps_are_counted() -> None:
+    line = next(s for s in findings(made_evaluation(WIDE)) if s.startswith("Does forward-hook make"))
     compared = [c for c in compare(made_evaluation(WIDE)) if c.kind.method == "forward-hook"]
-    against = [c.against["none"] for c in compared if not c.kind.control]
-    worse = sum(differences["insertion"].verdict == "worse" for differences in against)
-    failed = sum(differences["insertion"].verdict != "better" for differences in against)
-    assert f"insertion on {failed} of {len(against)} maps ({worse} of them worse)" in line
-    assert len(said) < 14
+    words = [
+        {c.against["none"][metric].verdict for metric in ("insertion", "deletion")}
+        for c in compared
+        if not c.kind.control
+    ]
+    worse = sum("worse" in verdicts and "better" not in verdicts for verdicts in words)
+    assert f"against the same map without smoothing, of {len(words)} maps" in line
+    assert f"{worse} worse" in line.split(";")[0]
+    assert len(findings(made_evaluation(WIDE))) < 14
+
+
+def test_maps_that_do_not_beat_a_blind_one_are_named() -> None:
+    made = made_evaluation(SMALL)
+    bad = findings(shifted(made, BACKWARD, -0.4, 0.4))
+    line = next(s for s in bad if s.startswith("Do the maps know anything of the classifier?"))
+    assert "beat both" in line
+    assert line.endswith("gradient at layer2 with backward-hook.")
+    good = shifted(shifted(made, BACKWARD, 0.2, -0.2), replace(BACKWARD, method="none"), 0.2, -0.2)
+    assert any("2 of 2 maps beat both. So they do." in s for s in findings(good))
+
+
+def test_no_sentence_reads_as_if_no_map_were_meant() -> None:
+    shape = replace(WIDE, methods=METHODS)
+    for sentence in findings(made_evaluation(shape)):
+        assert "none" not in sentence.replace("--", " ").split()
+        assert " of none" not in sentence
+
+
+def test_few_patches_give_no_verdict() -> None:
+    said = findings(made_evaluation(replace(SMALL, patches=5)))
+    assert not any("better than" in s or "more faithful" in s for s in said)
 
 
 def test_cautions_come_first() -> None:
@@ -255,8 +312,8 @@ def test_cautions_come_first() -> None:
     facts = made.facts | {"settings": {"score_on": "method"}}
     said = findings(replace(made, patch_rows=rows, facts=facts))
     assert said[0].startswith("Few patches (5)")
-    assert said[1].startswith("On only 0 of 5 patches is the target's probability over one half")
-    assert "methods do not compare" in said[2]
+    assert said[1].startswith("On only 0 of 5 patches does the classifier see the target")
+    assert "not methods" in said[2]
     assert not any(s.startswith(("Few", "On only")) for s in findings(made_evaluation(SMALL)))
 
 
@@ -273,13 +330,14 @@ def test_a_map_that_does_not_change_is_flagged(tmp_path: Path) -> None:
     made = replace(made_evaluation(SMALL), sanity=stages("none", 0.1) + stages("backward-hook", -0.8))
     said = next(s for s in findings(made) if s.startswith("Sanity"))
     assert "1 of 2 maps hardly changed" in said
-    assert "backward-hook · gradcam · layer4" in said
-    assert "none · gradcam" not in said
+    assert "Do not rely on gradcam at layer4 with backward-hook" in said
+    assert "without smoothing" not in said
     write_report(made, tmp_path)
     written = json.loads((tmp_path / "metrics.json").read_text("utf-8"))["sanity"]
     assert [stage["unchanged"] for stage in written] == [False, False, False, False, False, True]
     good = replace(made, sanity=stages("none", 0.1))
-    assert any(s.startswith("Sanity: every map changes") and "0.10" in s for s in findings(good))
+    said = next(s for s in findings(good) if s.startswith("Sanity"))
+    assert "every map is another: rank correlation with the original at most 0.10" in said
 
 
 def test_maps_and_patch_probabilities_are_set_side_by_side() -> None:
@@ -292,8 +350,8 @@ def test_maps_and_patch_probabilities_are_set_side_by_side() -> None:
         Localised("a", None, 0.95, 0.5, True, 0.2),
     ]
     said = findings(replace(made_evaluation(SMALL), localised=rows))[-1]
-    assert "found best by none · gradient · layer2: AUROC 0.860" in said
-    assert "patch probabilities reach 0.950" in said
+    assert "Best does gradient at layer2 without smoothing: AUROC 0.860" in said
+    assert "patch probabilities reach 0.950. So regions are better found by these" in said
 
 
 def test_findings_hold_no_slide_names() -> None:
@@ -302,8 +360,8 @@ def test_findings_hold_no_slide_names() -> None:
 
 def test_changed_predictions_are_told() -> None:
     said = findings(made_evaluation(WIDE))
-    line = next(s for s in said if "probability is changed" in s)
-    assert "forward-hook (0.0" in line
+    line = next(s for s in said if "change what the classifier says" in s)
+    assert "] with forward-hook" in line
     assert "backward-hook" not in line
 
 

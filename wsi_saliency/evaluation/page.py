@@ -45,9 +45,10 @@ _TERMS = (
     ),
     (
         "Controls",
-        "A random map and a Gaussian in the middle of the patch know nothing of the classifier; a map that "
-        "does not beat them explains nothing. The plain map (none), blurred to the total variation of a "
-        "method's map, is what smoothing has to beat: where it does not, a blur would have done.",
+        "A random map and a spot in the middle of the patch (a Gaussian) know nothing of the classifier; a "
+        "map that does not beat them explains nothing. The map without smoothing (method none), blurred "
+        "until its total variation is that of a method's map, is what the method has to beat: where it does "
+        "not, a plain blur would have done.",
     ),
     (
         "Intervals and marks",
@@ -126,7 +127,13 @@ def _subject(evaluation: Evaluation) -> str:
 
 
 def _list(sentences: Sequence[str]) -> str:
-    return '<ul class="findings">' + "".join(f"<li>{text(s)}</li>" for s in sentences) + "</ul>"
+    return '<ul class="findings">' + "".join(f"<li>{_asked(s)}</li>" for s in sentences) + "</ul>"
+
+
+def _asked(sentence: str) -> str:
+    """Make the question stand out from its answer."""
+    question, mark, answer = sentence.partition("? ")
+    return f"<strong>{text(question)}?</strong> {text(answer)}" if mark else text(sentence)
 
 
 def _terms() -> str:

@@ -271,8 +271,8 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Evaluation], Figure], Callable[[Eva
         "scores",
         "Faithfulness by layer and method",
         "Areas under the insertion and deletion curves, from the input to the deepest layer (below each "
-        "name: its resolution). Bars are 95 % intervals of the mean over patches. Hollow markers are the "
-        "plain map, blurred until it is as smooth as the method's map: smoothing is worth having where it "
+        "name: its resolution). Bars are 95 % intervals of the mean over patches. Hollow markers are the map "
+        "without smoothing, blurred until it is as smooth as the method's: a method is worth having where it "
         "beats that.",
         scores_by_layer,
         lambda e: True,

@@ -71,7 +71,7 @@ def _map(axes: Axes, values: NDArray[np.float32]) -> None:
 
 
 def _title(kind: MapKind, *, with_place: bool) -> str:
-    name = method_name(kind).replace("blurred to ", "blurred to\n")
+    name = method_name(kind).replace("smooth as ", "smooth as\n")
     return f"{name}\n{map_name(kind)}" if with_place and kind.layer else name
 
 

@@ -6,6 +6,8 @@ import math
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from wsi_saliency.evaluation.comparison import Metric, Rival
     from wsi_saliency.evaluation.results import MapKind
     from wsi_saliency.evaluation.statistics import Summary
@@ -16,10 +18,10 @@ METRIC_NAME: dict[Metric, str] = {
     "total_variation": "total variation",
 }
 RIVAL_NAME: dict[Rival, str] = {
-    "none": "the plain map (none)",
-    "blurred-none": "none blurred to the same total variation",
+    "none": "the same map without smoothing",
+    "blurred-none": "a plain blur as smooth",
     "random": "a random map",
-    "centred-gaussian": "a centred Gaussian",
+    "centred-gaussian": "a spot in the middle of the patch",
 }
 
 
@@ -51,8 +53,13 @@ def interval(found: Summary) -> str:
 def method_name(kind: MapKind) -> str:
     """Name of a map's method, or of what it is a control for."""
     if kind.control == "blurred-none":
-        return f"none blurred to {kind.method}"
+        return f"blur as smooth as {kind.method}"
     return kind.control or kind.method or ""
+
+
+def with_method(method: str | None) -> str:
+    """Write a method in a sentence; the name ``none`` would be read as "no map"."""
+    return "without smoothing" if method == "none" else f"with {method}"
 
 
 def map_name(kind: MapKind) -> str:
@@ -60,11 +67,16 @@ def map_name(kind: MapKind) -> str:
     return " · ".join(part for part in (kind.attribution, kind.layer) if part)
 
 
+def spoken(kind: MapKind) -> str:
+    """Write a method's map in a sentence, such as ``deeplift at layer2 with backward-hook``."""
+    return f"{kind.attribution} at {kind.layer} {with_method(kind.method)}"
+
+
 def plural(n: int, noun: str) -> str:
     """Write a number of things."""
     return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
 
 
-def listing(names: list[str]) -> str:
-    """Join names with commas and a last ``and``."""
-    return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+def listing(names: Sequence[str], last: str = "and") -> str:
+    """Join names with commas and a last ``and``, or another word."""
+    return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
