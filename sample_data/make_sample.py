@@ -724,18 +724,25 @@ def _draw_tissue(section: _Section, nests: Mask, layout: _Layout) -> None:
 # ---------------------------------------------------------------------------------------------- files
 
 
-def write_svs(path: Path, image: NDArray[np.uint8], quality: int) -> None:
+def write_svs(
+    path: Path,
+    image: NDArray[np.uint8],
+    quality: int,
+    mpp: float = MPP,
+    origin: str = "drawn by make_sample.py",
+) -> None:
     """Write an (H, W, 3) image as an Aperio slide: JPEG tiles at 1, 1/4 and 1/16 and a thumbnail.
 
-    The small levels cost little and are mostly edges, so they get a finer quality and full colour.
+    The small levels cost little and are mostly edges, so they get a finer quality and full colour. ``mpp`` is
+    µm per pixel, and ``origin`` stands in the slide as its file name.
     """
     full = Image.fromarray(image)
     w, h = full.size
-    head, facts = "Aperio Image Library v11.2.1 \r\n", f"|AppMag = 20|MPP = {MPP:.4f}"
+    head, facts = "Aperio Image Library v11.2.1 \r\n", f"|AppMag = {10 / mpp:g}|MPP = {mpp:.4f}"
     small = min(quality + 8, 95)
     with tifffile.TiffWriter(path) as out:
         size = f"{w}x{h} [0,0 {w}x{h}] (256x256)"
-        name = "|Filename = drawn by make_sample.py"
+        name = f"|Filename = {origin}"
         _write_page(out, full, f"{head}{size} JPEG/RGB Q={quality}{facts}{name}", quality, (2, 2), tiled=True)
         thumbnail = full.resize((w // 8, h // 8), Image.Resampling.BOX)
         _write_page(
@@ -770,23 +777,41 @@ def _write_page(
     )
 
 
-def nests_geojson(polygons: Sequence[NDArray[np.int32]]) -> dict[str, object]:
-    """Nests as a QuPath FeatureCollection; rings closed, level-0 pixels."""
+def annotation(
+    key: str, name: str, rings: Sequence[NDArray[np.integer]], class_name: str, color: tuple[int, int, int]
+) -> dict[str, object]:
+    """Return an area as a QuPath annotation, a GeoJSON feature.
 
-    def feature(number: int, polygon: NDArray[np.int32]) -> dict[str, object]:
-        ring = [[int(x), int(y)] for x, y in [*polygon, polygon[0]]]
-        return {
-            "type": "Feature",
-            "id": str(uuid.uuid5(uuid.NAMESPACE_URL, f"tumour_nests/{number}")),
-            "geometry": {"type": "Polygon", "coordinates": [ring]},
-            "properties": {
-                "objectType": "annotation",
-                "name": f"nest {number + 1}",
-                "classification": {"name": "Tumor", "color": [200, 0, 0]},
-            },
-        }
+    ``rings``: (V, 2) x and y in level-0 pixels, not closed, the outline first, then holes. ``key`` decides
+    the id.
+    """
+    return {
+        "type": "Feature",
+        "id": str(uuid.uuid5(uuid.NAMESPACE_URL, key)),
+        "geometry": {
+            "type": "Polygon",
+            "coordinates": [[*ring.tolist(), ring[0].tolist()] for ring in rings],
+        },
+        "properties": {
+            "objectType": "annotation",
+            "name": name,
+            "classification": {"name": class_name, "color": list(color)},
+        },
+    }
 
-    return {"type": "FeatureCollection", "features": [feature(i, p) for i, p in enumerate(polygons)]}
+
+def write_geojson(path: Path, features: Sequence[dict[str, object]]) -> None:
+    """Write features as a collection, as QuPath reads it."""
+    text = json.dumps({"type": "FeatureCollection", "features": list(features)})
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def nest_annotations(polygons: Sequence[NDArray[np.int32]]) -> list[dict[str, object]]:
+    """Nests as annotations, level-0 pixels."""
+    return [
+        annotation(f"tumour_nests/{i}", f"nest {i + 1}", [polygon], "Tumor", (200, 0, 0))
+        for i, polygon in enumerate(polygons)
+    ]
 
 
 def main() -> None:
@@ -798,8 +823,7 @@ def main() -> None:
     options = parser.parse_args()
     scene = draw_scene(options.seed, SLIDE_W, SLIDE_H, Stain())
     write_svs(options.out / "tumour_nests.svs", scene.image, options.quality)
-    text = json.dumps(nests_geojson(scene.polygons))
-    (options.out / "tumour_nests.geojson").write_text(text + "\n", encoding="utf-8")
+    write_geojson(options.out / "tumour_nests.geojson", nest_annotations(scene.polygons))
 
 
 if __name__ == "__main__":
