@@ -186,6 +186,59 @@ def test_wrong_usage_is_exit_code_2(call, arguments):
     assert "Error: " in result.stderr or "Usage: " in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("command", "mistyped", "meant"),
+    [
+        ("run", ["-model", "demo"], "--model"),
+        ("run", ["-overlap", "0.5"], "--overlap"),  # -o has a value: the folder verlap
+        ("run", ["-overlap=0.5"], "--overlap=0.5"),
+        ("evaluate", ["-overwrite"], "--overwrite"),
+        ("train-surrogate", ["-out", "x.safetensors"], "--out"),
+        ("inspect", ["-mpp", "0.5"], "--mpp"),
+        ("check-model", ["-help"], "--help"),
+    ],
+)
+def test_a_long_option_with_one_dash_is_recognised(call, tmp_path, command, mistyped, meant):
+    result = call(command, "a.svs", *mistyped)
+    assert result.exit_code == 2
+    assert f"No such option '{mistyped[0]}'; did you mean {meant}?" in result.stderr
+    assert left(tmp_path) == []
+
+
+FLOATS = [
+    (name, option.opts[0])
+    for name, command in cli.commands.items()
+    for option in command.params
+    if isinstance(option.type, click.types.FloatParamType)
+]
+
+
+def test_there_are_numbers_to_try():
+    assert {name for _, name in FLOATS} == {
+        *("--mpp", "--model-mpp", "--overlap", "--tissue-threshold", "--lr"),
+        *("--annotation-scale", "--stability-mpx"),
+    }
+
+
+@pytest.mark.parametrize(("command", "option"), FLOATS)
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("0,5", "'0,5' has a comma; write 0.5"),
+        ("nan", "'nan' is not a finite number"),
+        ("inf", "inf"),
+        ("-inf", "-inf"),
+        ("half", "'half' is not a valid number"),
+    ],
+)
+def test_numbers_are_finite_and_have_a_point(call, command, option, value, words):
+    result = call(command, "a.svs", option, value)
+    assert result.exit_code == 2
+    line = " ".join(result.stderr.split()).partition("Error: ")[2]
+    assert line.startswith(f"Invalid value for '{option}': ")
+    assert words in line
+
+
 # ----------------------------------------------------------------------------------------------- errors
 
 
@@ -487,10 +540,10 @@ def test_a_surrogate_that_is_asked_for_has_to_be_there(call, slide, tmp_path):
     [
         (
             ["--methods", "none,nix"],
-            ["'nix' is none of none, backward-hook, centred-hook, forward-hook, surrogate"],
+            ["'nix' is not one of none, backward-hook, centred-hook, forward-hook, surrogate"],
         ),
-        (["--methods", "all,none"], ["'all' is none of"]),
-        (["--attributions", "nix"], ["'nix' is none of gradient, gradient-x-activation, deeplift"]),
+        (["--methods", "all,none"], ["'all' is not one of"]),
+        (["--attributions", "nix"], ["'nix' is not one of gradient, gradient-x-activation, deeplift"]),
         (["--patches", "0"], ["--patches"]),
         (["--deletion-to", "black"], ["zeros", "blur", "mean", "white"]),
         (["--score-on", "nix"], ["original", "method"]),

@@ -455,6 +455,11 @@ def no_slide(tmp_path, slide):
     return {}, [tmp_path / "none.svs"]
 
 
+def one_of_two_is_none(tmp_path, slide):
+    (tmp_path / "damaged.svs").write_bytes(b"II*\0" + 40 * b"\xff")
+    return {}, [slide, tmp_path / "damaged.svs"]
+
+
 WRONG = {
     other_size: (SettingsError, ["slide.geojson: its areas span x 5000", "384 × 320", "--annotation-scale"]),
     unknown_format: (SettingsError, ["slide.csv", "--annotations takes QuPath GeoJSON"]),
@@ -463,6 +468,7 @@ WRONG = {
     two_of_one_name: (SettingsError, ["slide.geojson: cannot be of both", "below/slide.svs"]),
     no_tissue: (SlideError, ["glass.svs: no tissue found"]),
     no_slide: (SlideError, ["none.svs: no such file"]),
+    one_of_two_is_none: (SlideError, ["damaged.svs: ", "leave out what cannot be used"]),
 }  # fmt: skip
 
 

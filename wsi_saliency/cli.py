@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
+import re
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +31,24 @@ if TYPE_CHECKING:
 SOME_FAILED, INTERRUPTED = 1, 130
 
 
+class _Command(click.Command):
+    """A command that knows a long option with a single dash, which click takes for short ones.
+
+    ``-model demo`` would be an unknown ``-m``, and ``-overlap 0.5`` an output folder ``verlap``.
+    """
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        names = {name for option in self.get_params(ctx) for name in option.opts if name.startswith("--")}
+        for arg in takewhile(lambda arg: arg != "--", args):
+            if f"-{arg.partition('=')[0]}" in names:
+                raise click.UsageError(f"No such option {arg!r}; did you mean -{arg}?", ctx)
+        return super().parse_args(ctx, args)
+
+
 class _Commands(click.Group):
     """A group whose commands end with one line instead of a traceback when a user error comes up."""
+
+    command_class = _Command
 
     def invoke(self, ctx: click.Context) -> Any:
         _speak()
@@ -53,6 +72,21 @@ def cli() -> None:
     """Smooth hidden-layer saliency heatmaps of tumour classifiers over whole-slide images."""
 
 
+class _Number(click.FloatRange):
+    """A finite number in a range, with a decimal point."""
+
+    name = "number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse what float() takes and no range excludes (nan, inf), and a comma, which could mean 1000."""
+        if isinstance(value, str) and re.fullmatch(r"[+-]?\d*,\d+", value.strip()):
+            self.fail(f"{value!r} has a comma; write {value.strip().replace(',', '.')}", param, ctx)
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        return number
+
+
 def _examples(*lines: str) -> str:
     """Lines of a command's epilog that click must not join."""
     return "\n".join(["\b", "Examples:", *(f"  wsi-saliency {line}" for line in lines)])
@@ -70,7 +104,7 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--model-mpp",
-                type=click.FloatRange(min=0, min_open=True),
+                type=_Number(min=0, min_open=True),
                 metavar="UM",
                 help="µm per pixel the classifier was trained at, where its file does not say.",
             ),
@@ -90,20 +124,20 @@ _MODEL_HELP = "Classifier: demo, camelyon16, timm:NAME (with --weights) or a wei
 _model = click.option("--model", default=DEFAULT_MODEL, show_default=True, metavar="URI", help=_MODEL_HELP)
 _mpp = click.option(
     "--mpp",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Number(min=0, min_open=True),
     metavar="UM",
     help="µm per pixel of the slide, in place of what its file says.",
 )
 _overlap = click.option(
     "--overlap",
-    type=click.FloatRange(0, MAX_OVERLAP),
+    type=_Number(0, MAX_OVERLAP),
     default=0.5,
     show_default=True,
     help="Share of a patch in common with the next; 0 for a quick preview.",
 )
 _tissue_threshold = click.option(
     "--tissue-threshold",
-    type=click.FloatRange(0, 1),
+    type=_Number(0, 1),
     default=0.1,
     show_default=True,
     metavar="F",
@@ -309,7 +343,7 @@ def check_model(uri: str, **options: Any) -> None:
 )
 @click.option(
     "--lr",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Number(min=0, min_open=True),
     default=TrainingSettings.lr,
     show_default=True,
     metavar="F",
@@ -382,7 +416,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
             return self.everything
         for name in names:
             if self.table and name not in self.table:
-                self.fail(f"{name!r} is none of {', '.join(self.table)}", param, ctx)
+                self.fail(f"{name!r} is not one of {', '.join(self.table)}", param, ctx)
         return names
 
 
@@ -469,7 +503,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--annotation-scale",
-    type=click.FloatRange(min=0, min_open=True),
+    type=_Number(min=0, min_open=True),
     default=EvaluationSettings.annotation_scale,
     show_default=True,
     metavar="F",
@@ -482,7 +516,7 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
 )
 @click.option(
     "--stability-mpx",
-    type=click.FloatRange(0, MAX_STABILITY_MPX),
+    type=_Number(0, MAX_STABILITY_MPX),
     default=EvaluationSettings.stability_mpx,
     show_default=True,
     metavar="MPX",

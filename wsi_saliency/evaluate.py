@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from wsi_saliency.errors import ModelError, OutputError, SettingsError
+from wsi_saliency.errors import ModelError, OutputError, SettingsError, SlideError
 from wsi_saliency.evaluation.annotations import Annotations, annotations_for, read_annotations
 from wsi_saliency.evaluation.candidates import (
     Candidate,
@@ -119,6 +119,12 @@ def evaluate_slides(
     with _reserved(folder, overwrite=overwrite):
         try:
             evaluation = _evaluate(named, folder / MAPS, settings, progress=progress)
+        except SlideError as e:
+            if len(named) == 1:
+                raise
+            raise SlideError(
+                f"{e} (an evaluation needs all its slides; leave out what cannot be used)"
+            ) from e
         except torch.OutOfMemoryError as e:
             raise ModelError(
                 f"{settings.model}: a pass does not fit into the device's memory; use a smaller --batch or "
