@@ -15,11 +15,11 @@ import numpy as np
 from tqdm import tqdm
 
 from wsi_saliency.errors import OutputError
-from wsi_saliency.geometry import Region, Size, Tile
+from wsi_saliency.geometry import Region, Tile
 from wsi_saliency.heatmap import writing
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.ome_zarr import HeatmapWriter
-from wsi_saliency.heatmap.overview import write_overview
+from wsi_saliency.heatmap.overview import thumbnail_size, write_overview
 from wsi_saliency.heatmap.pyramid import HeatmapInfo
 from wsi_saliency.heatmap.stitching import Stitcher
 from wsi_saliency.models.classifier import probabilities
@@ -44,7 +44,6 @@ log = logging.getLogger(__name__)
 
 ZARR, TIFF, OVERVIEW, TILES = "saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv"
 PARTIAL = ".partial"  # ends the name of the folder in which a result grows
-_OVERVIEW_SIDE = 1600  # pixels
 
 
 @dataclass(frozen=True)
@@ -227,9 +226,7 @@ def _write_tiles(
 
 def _write_overview(path: Path, plan: Plan, heatmap: Heatmap) -> None:
     size = plan.slide.size
-    scale = max(1.0, max(size.w, size.h) / _OVERVIEW_SIDE)
-    shape = Size(max(1, round(size.w / scale)), max(1, round(size.h / scale)))
-    thumbnail = plan.slide.read(Region(0, 0, size.w, size.h), shape)
+    thumbnail = plan.slide.read(Region(0, 0, size.w, size.h), thumbnail_size(size))
     target = plan.explainer.classifier.class_names[plan.explainer.target]
     attribution = plan.explainer.network.attribution
     if attribution == "gradient":  # its sign is that of a layer's channels, which nobody chose

@@ -4,28 +4,24 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib import colormaps, patheffects
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap, Normalize
-from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.patches import Rectangle
-from matplotlib.ticker import ScalarFormatter
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from wsi_saliency.geometry import Size
 from wsi_saliency.heatmap import writing
+from wsi_saliency.heatmap.colours import ColourScale
+from wsi_saliency.heatmap.lettering import FAINT_INK, INK, font, lettered, upright
 from wsi_saliency.heatmap.pyramid import Window, window_of
+from wsi_saliency.heatmap.ticks import Ticks, length_label, nice_number
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from matplotlib.axes import Axes
-    from matplotlib.image import AxesImage
     from numpy.typing import NDArray
 
     from wsi_saliency.heatmap.ome_zarr import Heatmap
@@ -36,21 +32,26 @@ LONGEST_PX = 2000
 MAX_BYTES = 5_000_000
 """The file is at most this large; pictures of very busy slides are made smaller."""
 
-_DPI = 100
 _MARGIN, _GAP, _HEADER, _FOOTER, _BAR = 40, 30, 130, 70, 180
-_MIN_WIDTH, _LONGEST_BAR = 900, 900
-_INK, _FAINT_INK = "#1c1c22", "#6b6b75"
+_MIN_WIDTH, _SHORTEST_BAR, _LONGEST_BAR = 900, 90, 900
+_TINY = 600
+_PX_PER_TICK = 60
+_FRAME = "#c9c9d0"
+_FADED = 0.68 / 3, 0.12, 0.2 * 255
+"""What remains of a pixel behind the map: of each of its three colours, of its own once more, and white."""
 _SIGNED_SHARE = 0.1
+_COMPRESSION = {"compress_level": 3, "compress_type": zlib.Z_RLE}
+"""Half the time of Pillow's own choice; on tissue, files are as small."""
 
 
 @dataclass(frozen=True)
 class _Box:
     """A box in pixels of the picture, y downwards."""
 
-    x: float
-    y: float
-    w: float
-    h: float
+    x: int
+    y: int
+    w: int
+    h: int
 
 
 @dataclass(frozen=True)
@@ -65,30 +66,24 @@ def write_overview(
     path: Path,
     thumbnail: NDArray[np.uint8],
     heatmap: Heatmap,
-    computed: NDArray[np.bool_] | None = None,
     *,
-    title: str | None = None,
     label: str = "saliency",
     signed: bool | None = None,
 ) -> None:
     """Draw the slide beside the same slide with the map over it, as a PNG.
 
     Values from the 1st to the 99th percentile of what is shown have different colours; the lower a value's
-    magnitude, the more of the tissue remains visible.
+    magnitude, the more of the tissue remains visible. Where the map is 0, nothing was computed and nothing is
+    shown.
 
     Parameters
     ----------
     path
         The PNG to write.
     thumbnail
-        The whole slide, (H, W, 3) uint8 RGB.
+        The whole slide, (H, W, 3) uint8 RGB; best of `thumbnail_size`, which is how large it is drawn.
     heatmap
         The finished map.
-    computed
-        Pixels of the thumbnail that were explained, (H, W); the map is shown only there. None: where it is
-        not 0.
-    title
-        First line; the slide's name if None. The second line is the map's channel.
     label
         What the values are, beside the colour bar.
     signed
@@ -100,16 +95,26 @@ def write_overview(
     OutputError
         If the file cannot be written.
     """
-    size = Size(thumbnail.shape[1], thumbnail.shape[0])
-    values = map_on_thumbnail(heatmap, size)
+    layout = _layout(heatmap.info.slide_size)
+    values = map_on_thumbnail(heatmap, thumbnail_size(heatmap.info.slide_size))
     if signed is False:
         values = np.abs(values)
-    window = window_of(values if computed is None else values[computed], 0.0, 0.0)
-    shown = np.ma.masked_array(values, values == 0 if computed is None else ~computed)
-    colours = _colours(is_signed(window) if signed is None else signed, window)
-    png = _png(_draw(thumbnail, shown, colours, heatmap, title or heatmap.info.slide_name, label))
+    scale = _colour_scale(values, signed)
+    picture = Image.new("RGB", (layout.size.w, layout.size.h), "white")
+    _draw_panels(picture, layout, Image.fromarray(thumbnail), Image.fromarray(scale(values)))
+    slide_um = heatmap.info.slide_size.w * heatmap.info.slide_mpp.x
+    for panel in (layout.slide, layout.overlay):
+        _draw_scale_bar(picture, panel, slide_um / panel.w)
+    _draw_colour_bar(picture, layout, scale, label)
+    _write_texts(picture, heatmap.info.slide_name, heatmap.info.channel, _note(heatmap, values))
     with writing(path):
-        path.write_bytes(png)
+        path.write_bytes(_png(picture))
+
+
+def thumbnail_size(slide_size: Size) -> Size:
+    """Return the pixels in which the overview shows a slide of ``slide_size`` level-0 pixels."""
+    panel = _layout(slide_size).slide
+    return Size(panel.w, panel.h)
 
 
 def map_on_thumbnail(heatmap: Heatmap, size: Size) -> NDArray[np.float32]:
@@ -140,162 +145,117 @@ def is_signed(window: Window) -> bool:
     return window.start < 0 and -window.start >= _SIGNED_SHARE * window.end
 
 
-def nice_length_um(longest_um: float) -> float:
-    """Return the largest of 1, 2, 5, 10, 20, 50 … µm (or 0.5, 0.2 …) that is at most ``longest_um``."""
-    power = 10.0 ** math.floor(math.log10(longest_um))
-    # The logarithm of a number just below a power of ten is rounded up to it: the half of that is tried too.
-    return max(step * power for step in (0.5, 1, 2, 5) if step * power <= longest_um)
-
-
-def length_label(length_um: float) -> str:
-    """Write a length in mm from 1 mm on, in µm below."""
-    return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
-
-
-def _colours(signed: bool, window: Window) -> tuple[ListedColormap, Normalize]:
-    """Colours whose opacity grows with the value's magnitude, so that the colour bar shows both.
-
-    The ends of the colour maps, almost black and almost white, are left out: both occur in tissue.
-    """
-    if signed:
-        position = np.linspace(-1, 1, 511)
-        rgba = colormaps["RdBu_r"](0.5 + 0.44 * position)
-        limit = max(abs(window.start), abs(window.end))
-        norm = Normalize(-limit, limit)
-    else:
-        position = np.linspace(0, 1, 256)
-        rgba = colormaps["magma"](0.15 + 0.8 * position)
-        norm = Normalize(window.start, window.end)
-    rgba[:, 3] = 0.8 * np.abs(position) ** 0.6
-    return ListedColormap(rgba), norm
+def _colour_scale(values: NDArray[np.float32], signed: bool | None) -> ColourScale:
+    window = window_of(values, 0.0, 0.0)
+    if is_signed(window) if signed is None else signed:
+        return ColourScale.diverging(max(abs(window.start), abs(window.end)))
+    return ColourScale.magnitudes(window.start, window.end)
 
 
 def _layout(size: Size) -> _Layout:
-    """Place both panels side by side or one above the other, whichever shows the slide larger."""
+    """Place both panels side by side or one above the other, whichever shows the slide larger.
+
+    A slide is not drawn larger than it is, but for tiny ones.
+    """
     inner = LONGEST_PX - 2 * _MARGIN - _BAR, LONGEST_PX - _HEADER - _FOOTER
     beside = min((inner[0] - _GAP) / 2 / size.w, inner[1] / size.h)
     above = min(inner[0] / size.w, (inner[1] - _GAP) / 2 / size.h)
-    scale = max(beside, above)
-    w, h = size.w * scale, size.h * scale
-    dx, dy = (w + _GAP, 0.0) if beside >= above else (0.0, h + _GAP)
-    width = max(_MIN_WIDTH, 2 * _MARGIN + dx + w + _BAR)
+    scale = min(max(beside, above), max(1, _TINY / max(size.w, size.h)))
+    w, h = max(1, int(size.w * scale)), max(1, int(size.h * scale))
+    dx, dy = (w + _GAP, 0) if beside >= above else (0, h + _GAP)
     overlay = _Box(_MARGIN + dx, _HEADER + dy, w, h)
-    bar_h = min(0.8 * h, _LONGEST_BAR)
-    bar = _Box(overlay.x + w + 28, overlay.y + (h - bar_h) / 2, 26, bar_h)
-    total = Size(round(width), round(_HEADER + dy + h + _FOOTER))
+    bar_h = max(_SHORTEST_BAR, min(int(0.8 * h), _LONGEST_BAR))
+    bar = _Box(overlay.x + w + 28, overlay.y + (h - bar_h) // 2, 26, bar_h)
+    total = Size(max(_MIN_WIDTH, 2 * _MARGIN + dx + w + _BAR), _HEADER + dy + h + _FOOTER)
     return _Layout(total, _Box(_MARGIN, _HEADER, w, h), overlay, bar)
 
 
-def _draw(
-    thumbnail: NDArray[np.uint8],
-    shown: np.ma.MaskedArray[Any, Any],
-    colours: tuple[ListedColormap, Normalize],
-    heatmap: Heatmap,
-    title: str,
-    label: str,
-) -> Figure:
-    layout = _layout(Size(thumbnail.shape[1], thumbnail.shape[0]))
-    figure = Figure((layout.size.w / _DPI, layout.size.h / _DPI), dpi=_DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-    slide, overlay = _axes(figure, layout, layout.slide), _axes(figure, layout, layout.overlay)
-    slide.imshow(thumbnail, aspect="auto")
-    overlay.imshow(_greyed(thumbnail), aspect="auto")
-    image = overlay.imshow(shown, cmap=colours[0], norm=colours[1], aspect="auto")
-    um_per_px = heatmap.info.slide_size.w * heatmap.info.slide_mpp.x / thumbnail.shape[1]
-    for axes in (slide, overlay):
-        _scale_bar(axes, Size(thumbnail.shape[1], thumbnail.shape[0]), um_per_px)
-    _colour_bar(figure, layout, image, label)
-    _texts(figure, layout, (title, heatmap.info.channel, _note(heatmap, shown)))
-    return figure
+def _draw_panels(picture: Image.Image, layout: _Layout, thumbnail: Image.Image, colours: Image.Image) -> None:
+    """Draw the slide, and the same slide, pale and almost grey, under the colours."""
+    w, h = layout.slide.w, layout.slide.h
+    slide = thumbnail.resize((w, h), Image.Resampling.BICUBIC)
+    each, own, white = _FADED
+    rows = [[each + own * (column == row) for column in range(3)] + [white] for row in range(3)]
+    faded = slide.convert("RGB", tuple(factor for row in rows for factor in row))
+    faded.paste(colours, mask=colours)
+    for box, panel in ((layout.slide, slide), (layout.overlay, faded)):
+        picture.paste(panel, (box.x, box.y))
+        frame = (box.x - 1, box.y - 1, box.x + w, box.y + h)
+        ImageDraw.Draw(picture).rectangle(frame, outline=_FRAME)
 
 
-def _axes(figure: Figure, layout: _Layout, box: _Box) -> Axes:
-    w, h = layout.size.w, layout.size.h
-    axes = figure.add_axes((box.x / w, 1 - (box.y + box.h) / h, box.w / w, box.h / h), xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color="#c9c9d0", linewidth=1)
-    return axes
-
-
-def _greyed(thumbnail: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Take most of the stain's colour and darkness away, so that the map's colours stand out from it."""
-    grey = thumbnail.mean(axis=2, keepdims=True)
-    faded: NDArray[np.float64] = 0.2 * 255 + 0.68 * grey + 0.12 * thumbnail
-    return np.rint(faded).astype(np.uint8)
-
-
-def _scale_bar(axes: Axes, size: Size, um_per_px: float) -> None:
-    length_um = nice_length_um(0.28 * size.w * um_per_px)
-    thickness = 0.01 * math.sqrt(size.w * size.h)
-    x, y = 0.04 * size.w, size.h - 4 * thickness
-    bar = Rectangle(
-        (x, y), length_um / um_per_px, thickness, facecolor=_INK, edgecolor="white", linewidth=1.5
-    )
-    axes.add_patch(bar)
-    halo = [patheffects.withStroke(linewidth=4, foreground="white")]
+def _draw_scale_bar(picture: Image.Image, panel: _Box, um_per_px: float) -> None:
+    """Draw a bar of a round length into the lower left corner of a panel."""
+    length_um = nice_number(0.28 * panel.w * um_per_px)
+    thickness = max(3, round(0.006 * math.sqrt(panel.w * panel.h)))
+    x, y = panel.x + round(0.04 * panel.w), panel.y + panel.h - 4 * thickness
+    end = x + round(length_um / um_per_px)
+    draw = ImageDraw.Draw(picture)
+    draw.rectangle((x - 1, y - 1, end, y + thickness), INK, "white")
     text = length_label(length_um)
-    axes.text(x, y - thickness, text, va="bottom", fontsize=13, color=_INK, path_effects=halo)
+    draw.text((x, y - 8), text, INK, font(18), anchor="ls", stroke_width=3, stroke_fill="white")
 
 
-def _colour_bar(figure: Figure, layout: _Layout, image: AxesImage, label: str) -> None:
-    axes = _axes(figure, layout, layout.bar)
-    formatter = ScalarFormatter(useMathText=True)
-    formatter.set_powerlimits((-2, 4))
-    bar = figure.colorbar(image, cax=axes, extend="both", extendfrac=0.03, format=formatter)
-    bar.ax.tick_params(labelsize=12, labelcolor=_INK, color=_FAINT_INK)
-    bar.ax.yaxis.get_offset_text().set(fontsize=12, color=_INK)
-    bar.ax.yaxis.set_offset_position("left")
-    bar.set_label(_drawable(label), fontsize=13, color=_INK, labelpad=10, parse_math=False)
+def _draw_colour_bar(picture: Image.Image, layout: _Layout, scale: ColourScale, label: str) -> None:
+    """Draw the colours over white, with points at both ends for the values beyond, and ticks beside them."""
+    box, draw = layout.bar, ImageDraw.Draw(picture)
+    right, bottom, tip = box.x + box.w, box.y + box.h, box.w // 2
+    strip = Image.fromarray(scale.table[::-1, np.newaxis]).resize((box.w, box.h))
+    glass = Image.new("RGBA", strip.size, "white")
+    strip = Image.alpha_composite(glass, strip).convert("RGB")
+    top, middle = (box.x + tip, box.y - tip), (box.x + tip, bottom + tip)
+    draw.polygon([(box.x, box.y), top, (right, box.y)], strip.getpixel((0, 0)))
+    draw.polygon([(box.x, bottom), middle, (right, bottom)], strip.getpixel((0, box.h - 1)))
+    picture.paste(strip, (box.x, box.y))
+    draw.polygon([(box.x, box.y), top, (right, box.y), (right, bottom), middle, (box.x, bottom)], None, INK)
+    x = _draw_ticks(picture, box, scale)
+    face = font(18)
+    text = upright(lettered(label, face, layout.size.h - _HEADER), face)
+    y = min(box.y + (box.h - text.height) // 2, layout.size.h - text.height)
+    picture.paste(INK, (x + 14, max(0, y)), text)
 
 
-def _note(heatmap: Heatmap, shown: np.ma.MaskedArray[Any, Any]) -> str:
-    if not shown.count():
+def _draw_ticks(picture: Image.Image, box: _Box, scale: ColourScale) -> int:
+    """Draw ticks to the right of the colour bar; returns where their labels end."""
+    draw, face = ImageDraw.Draw(picture), font(17)
+    ticks = Ticks.between(scale.low, scale.high, max(3, box.h // _PX_PER_TICK))
+    right = box.x + box.w
+    for value, text in zip(ticks.values, ticks.labels, strict=True):
+        y = box.y + box.h * (scale.high - value) / (scale.high - scale.low)
+        draw.line((right, y, right + 6, y), INK)
+        draw.text((right + 10, y), text, INK, face, anchor="lm")
+    if ticks.power:
+        y = box.y - box.w
+        draw.text((box.x, y), "×10", INK, face, anchor="ls")
+        power = str(ticks.power).replace("-", "−")
+        draw.text((box.x + face.getlength("×10"), y - 7), power, INK, font(12), anchor="ls")
+    return right + 10 + round(max(face.getlength(text) for text in ("0", *ticks.labels)))
+
+
+def _note(heatmap: Heatmap, values: NDArray[np.float32]) -> str:
+    if not values.any():
         return "nothing on this slide was explained"
     cell = heatmap.info.cell_mpp(0)
     return f"one cell of the map is {cell.x:.3g} × {cell.y:.3g} µm · colours span percentiles 1 to 99"
 
 
-def _texts(figure: Figure, layout: _Layout, texts: tuple[str, str, str]) -> None:
-    """Write title, channel and note."""
+def _write_texts(picture: Image.Image, title: str, channel: str, note: str) -> None:
     lines = (
-        (texts[0], 44, 20, _INK, "bold"),
-        (texts[1], 88, 14, _FAINT_INK, "normal"),
-        (texts[2], layout.size.h - 32, 11, _FAINT_INK, "normal"),
+        (title, 44, font(28, bold=True), INK),
+        (channel, 88, font(19), FAINT_INK),
+        (note, picture.height - 32, font(15), FAINT_INK),
     )
-    for text, y, points, colour, weight in lines:
-        figure.text(
-            _MARGIN / layout.size.w,
-            1 - y / layout.size.h,
-            _shortened(_drawable(text), points, layout.size.w - 2 * _MARGIN),
-            fontsize=points,
-            color=colour,
-            weight=weight,
-            va="center",
-            parse_math=False,
-        )
+    for text, y, face, colour in lines:
+        shown = lettered(text, face, picture.width - 2 * _MARGIN)
+        ImageDraw.Draw(picture).text((_MARGIN, y), shown, colour, face, anchor="lm")
 
 
-def _shortened(text: str, points: float, width: float) -> str:
-    """Leave out the middle of a text that may be too long for ``width`` pixels (bold, of wide letters)."""
-    room = int(width / (0.72 * points * _DPI / 72))
-    if len(text) <= room:
-        return text
-    half = max(1, (room - 1) // 2)
-    return f"{text[:half]}…{text[-half:]}"
-
-
-def _drawable(text: str) -> str:
-    """Replace characters that the font cannot draw."""
-    font = get_font(findfont(FontProperties()))
-    return "".join(c if font.get_char_index(ord(c)) else "□" for c in text)
-
-
-def _png(figure: Figure) -> bytes:
-    """Render, smaller if need be, until the file is small enough."""
-    dpi = float(_DPI)
+def _png(picture: Image.Image) -> bytes:
+    """Compress, smaller if need be, until the file is small enough."""
     while True:
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=dpi)
+        picture.save(buffer, "PNG", **_COMPRESSION)
         if buffer.tell() <= MAX_BYTES:
             return buffer.getvalue()
-        dpi *= min(0.9, 0.95 * math.sqrt(MAX_BYTES / buffer.tell()))
+        smaller = min(0.9, 0.95 * math.sqrt(MAX_BYTES / buffer.tell()))
+        picture = picture.resize((int(picture.width * smaller), int(picture.height * smaller)))
