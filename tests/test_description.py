@@ -119,13 +119,17 @@ def test_a_model_s_facts():
     assert "layer2.0.downsample.0 (1×1/2)" in facts["strided"]
     layers = [text for label, text in lines if label == "layer"]
     assert [text.split(",")[0] for text in layers] == [
+        "input: 1/1",
         "act1: 1/2",
         "layer1: 1/4",
         "layer2: 1/8",
         "layer3: 1/16",
         "layer4: 1/32",
     ]
-    assert "28 × 28 cells" in layers[2]
+    assert "28 × 28 cells; smoothed by all methods" in layers[3]
+    assert layers[-1].endswith(
+        "; smoothed by no method; forward-hook, surrogate only change activations and predictions"
+    )
 
 
 def test_what_a_model_does_not_say_is_told(tmp_path):
@@ -139,3 +143,23 @@ def test_what_a_model_does_not_say_is_told(tmp_path):
     assert facts["classes"] == "0: 0, 1: 1, 2: 2"
     given = told(describe_model("timm:test_resnet", RunSettings(weights=path, patch=96, model_mpp=1.5)))
     assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
+
+
+def layers_of(architecture, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.manual_seed(0)
+    torch.save(timm.create_model(architecture, num_classes=2).state_dict(), path)
+    lines = describe_model(f"timm:{architecture}", RunSettings(weights=path))
+    return [text for label, text in lines if label == "layer"], [t for label, t in lines if label == "note"]
+
+
+def test_where_only_the_stem_is_strided_no_hidden_layer_is_smoothed(tmp_path):
+    layers, _ = layers_of("densenet121", tmp_path)
+    assert layers[0].endswith("; smoothed by backward-hook, centred-hook")
+    assert all(text.endswith("; smoothed by no method") for text in layers[1:])
+
+
+def test_of_a_vision_transformer_the_layers_that_can_be_explained_are_shown(tmp_path):
+    layers, notes = layers_of("test_vit", tmp_path)
+    assert [text.split(":")[0] for text in layers] == ["input", "patch_embed.proj"]
+    assert any("blocks.0" in note and "not supported yet" in note for note in notes)

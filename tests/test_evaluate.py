@@ -413,6 +413,14 @@ def test_only_annotations_of_a_class_count(slide, tmp_path):
 
 
 @pytest.mark.usefixtures("spots")
+def test_methods_that_do_nothing_at_a_layer_are_said_to(spots, caplog):
+    Subject.of(settings_of(methods=("backward-hook", "centred-hook"), layers=("8", "last")))
+    notices = [record.message for record in caplog.records if "lies behind" in record.message]
+    assert notices == [
+        "no strided convolution lies behind layer stage5: backward-hook and centred-hook change nothing there"
+    ]
+
+
 def test_annotations_outside_tissue_are_said_to_be_and_give_no_figures(slide, tmp_path, out, caplog):
     file = drawn(tmp_path / "glass.geojson", (320, 280, 40, 30))
     found = evaluate_slides([slide], out, settings_of(annotations=file))

@@ -7,7 +7,15 @@ from torch import nn
 
 from tests.nets import SpotNet, random_net
 from wsi_saliency.errors import ModelError
-from wsi_saliency.saliency.layers import feature_stages, find_layer, measure, strided_convolutions
+from wsi_saliency.saliency.layers import (
+    Stage,
+    explainable_stages,
+    feature_stages,
+    find_layer,
+    measure,
+    note_on_other_stages,
+    strided_convolutions,
+)
 
 IMAGES = torch.zeros(1, 3, 224, 224)
 
@@ -174,3 +182,57 @@ def test_a_number_is_a_reduction_even_where_a_module_is_called_so():
     net, x = random_net(), torch.zeros(1, 3, 64, 64, dtype=torch.float64)
     assert find_layer(net, "8", x) == "8"
     assert find_layer(net, 8, x) == "6"
+
+
+def test_a_number_without_a_stage_is_called_a_reduction():
+    with pytest.raises(ModelError) as caught:
+        find_layer(SpotNet().eval(), "64", torch.zeros(1, 3, 64, 64))
+    assert "no stage of the model lies at 1/64" in str(caught.value)
+    assert "(64 is a reduction)" in str(caught.value)
+    assert "stage3 (1/8)" in str(caught.value)
+
+
+@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_stages_without_a_grid_are_not_offered(architecture):
+    net = timm.create_model(architecture).eval()
+    stages = explainable_stages(net, IMAGES)
+    assert [stage.name for stage in stages] == ["patch_embed.proj"]
+    assert measure(net, "patch_embed.proj", IMAGES).reduction == stages[0].reduction
+    assert find_layer(net, "last", IMAGES) == "patch_embed.proj"
+    (note,) = note_on_other_stages(net, stages)
+    assert feature_stages(net, IMAGES)[0].name in note
+    with pytest.raises(ModelError, match="tokens.* not supported yet") as caught:
+        find_layer(net, "8", IMAGES)
+    assert "(8 is a reduction)" in str(caught.value)
+    assert "patch_embed.proj (1/" in str(caught.value)
+    assert "input" in str(caught.value)
+
+
+def test_a_token_layer_says_that_it_is_one():
+    net = timm.create_model("vit_tiny_patch16_224").eval()
+    with pytest.raises(ModelError, match=r"'blocks.3' .*\(1, 197, 192\).*tokens.*--layer input"):
+        measure(net, "blocks.3", IMAGES)
+
+
+@pytest.mark.parametrize(
+    "architecture", ["resnet18", "densenet121", "convnext_atto", "tf_efficientnet_lite0"]
+)
+def test_all_stages_of_a_convolutional_network_are_explainable(architecture):
+    net = timm.create_model(architecture).eval()
+    stages = explainable_stages(net, IMAGES)
+    assert stages == feature_stages(net, IMAGES)
+    assert note_on_other_stages(net, stages) == []
+    assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_stage_that_is_called_twice_is_not_explainable():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Conv2d(3, 3, 3, 2, 1)
+            self.again = nn.Conv2d(3, 3, 3, padding=1)
+
+        def forward(self, x):
+            return self.again(self.again(self.first(x))).mean((2, 3))
+
+    assert explainable_stages(Twice().eval(), torch.zeros(1, 3, 32, 32)) == [Stage("first", 2)]

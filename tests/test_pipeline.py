@@ -451,3 +451,19 @@ def test_one_bar_a_slide_on_terminals_only(slide, tmp_path, monkeypatch, stream,
         assert f"{n}/{n} [" in last
         assert "patch/s]" in last
         assert "<" in last  # the time left
+
+
+@pytest.mark.parametrize(
+    ("layer", "method", "said"),
+    [
+        ("last", "backward-hook", ["layer layer4: backward-hook changes nothing there; choose an earlier --l"]),
+        ("last", "none", []),
+        ("8", "backward-hook", []),
+    ],
+)
+def test_a_method_that_does_nothing_at_the_layer_is_said_to(layer, method, said, caplog):
+    settings = RunSettings(model="demo", layer=layer, method=method, device="cpu")
+    pipeline.load_explainer(settings)
+    notices = [record.message for record in caplog.records if "lies behind" in record.message]
+    assert len(notices) == len(said)
+    assert all(part in notice for part, notice in zip(said, notices, strict=True))

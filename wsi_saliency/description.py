@@ -10,8 +10,16 @@ from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.geometry import TileGrid
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.plan import ASSUMED_MPP, canvas_for, tissue_shares, wanted_mpp
-from wsi_saliency.saliency.layers import feature_stages, measure, strided_convolutions
-from wsi_saliency.settings import DEFAULT_LAYER, RunSettings
+from wsi_saliency.saliency.layers import (
+    INPUT,
+    explainable_stages,
+    measure,
+    note_on_other_stages,
+    strided_convolutions,
+)
+from wsi_saliency.saliency.reach import Reach
+from wsi_saliency.saliency.smoothing import SMOOTHING
+from wsi_saliency.settings import DEFAULT_LAYER, METHODS, RunSettings
 from wsi_saliency.slides.slide import Slide, open_slide
 from wsi_saliency.slides.tissue import tissue_mask
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_saliency.models.classifier import Classifier
+    from wsi_saliency.saliency.layers import LayerGeometry
 
 Lines = list[tuple[str, str]]
 
@@ -128,23 +137,36 @@ def _default_target(classifier: Classifier) -> str:
 def _strided_lines(classifier: Classifier) -> Lines:
     found = strided_convolutions(classifier.module)
     names = [f"{name} ({'×'.join(map(str, c.kernel_size))}/{max(c.stride)})" for name, c in found.items()]
-    return [
-        ("strided", f"{len(found)} convolutions: {', '.join(names)}" if names else "no strided convolutions")
-    ]
+    if not names:
+        return [("strided", "no strided convolutions")]
+    return [("strided", f"{_counted(len(names), 'convolution')}: {', '.join(names)}")]
 
 
 def _layer_lines(classifier: Classifier) -> Lines:
     blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
+    stages = explainable_stages(classifier.module, blank)
+    reach = Reach(classifier.module, blank)
     lines = []
-    for stage in feature_stages(classifier.module, blank):
-        try:
-            g = measure(classifier.module, stage.name, blank)
-        except ModelError:
-            continue  # a stage that cannot be explained is no choice to offer
-        lines.append(
-            ("layer", f"{stage.name}: 1/{g.reduction}, {g.channels} channels, {g.cell_w} × {g.cell_h} cells")
-        )
-    return lines
+    for name in [INPUT, *(stage.name for stage in stages)]:
+        g = measure(classifier.module, name, blank)
+        cells = f"1/{g.reduction}, {_counted(g.channels, 'channel')}, {g.cell_w} × {g.cell_h} cells"
+        lines.append(("layer", f"{name}: {cells}; {_smoothed_by(reach, g)}"))
+    return lines + [("note", text) for text in note_on_other_stages(classifier.module, stages)]
+
+
+def _smoothed_by(reach: Reach, layer: LayerGeometry) -> str:
+    """Say which methods do something at a layer."""
+    methods = [method for method in METHODS if SMOOTHING[method].acts_on]
+    effects = {method: reach.effect(method, layer) for method in methods}
+    smooth = [method for method in methods if effects[method] == "smooths"]
+    change = [method for method in methods if effects[method] == "changes"]
+    by = "all methods" if smooth == methods else ", ".join(smooth) or "no method"
+    also = f"; {', '.join(change)} only change activations and predictions" if change else ""
+    return f"smoothed by {by}{also}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}" if n == 1 else f"{n} {what}s"
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -24,6 +24,7 @@ from tqdm import tqdm
 from wsi_saliency.errors import ModelError, OutputError, SettingsError, SlideError
 from wsi_saliency.evaluation.annotations import Annotations, annotations_for, read_annotations
 from wsi_saliency.evaluation.candidates import (
+    PLAIN,
     Candidate,
     candidates,
     comparable_layers,
@@ -45,6 +46,7 @@ from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.pipeline import TILES, ZARR, Result, explain_slide
 from wsi_saliency.plan import canvas_for, wanted_mpp
 from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, Network, choose_device, eval_mode
+from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.sampling import Located, sample_located
@@ -220,6 +222,10 @@ class Subject:
             surrogate=settings.surrogate,
             precision=settings.precision,
         )
+        methods = dict.fromkeys(c.network.method for c in compared)
+        layers = {c.kind.layer: c.geometry for c in compared if c.network.method == PLAIN}
+        for notice in Reach(classifier.module, blank).notices(methods, layers.values()):
+            log.warning("%s", notice)
         return cls(settings, classifier, device, classifier.target_index(settings.target), compared)
 
     @property

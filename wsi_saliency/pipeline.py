@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from wsi_saliency.errors import OutputError
@@ -27,6 +28,7 @@ from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.plan import Plan, plan_slide, with_drift
 from wsi_saliency.record import RUN_JSON, Stopwatch, differences, read_record, run_record, weight_hashes
 from wsi_saliency.saliency.engine import Explainer, Explanation
+from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.slide import open_slide
@@ -72,7 +74,7 @@ def load_explainer(settings: RunSettings) -> Explainer:
     )
     for note in classifier.notes:
         log.warning("%s: %s", settings.model, note)
-    return Explainer.of(
+    explainer = Explainer.of(
         classifier,
         layer=settings.layer,
         target=settings.target,
@@ -83,6 +85,10 @@ def load_explainer(settings: RunSettings) -> Explainer:
         precision=settings.precision,
         batch=settings.batch,
     )
+    blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
+    for notice in Reach(classifier.module, blank).notices([settings.method], [explainer.geometry]):
+        log.warning("%s; choose an earlier --layer or --method none", notice)
+    return explainer
 
 
 def explain_slide(

@@ -14,7 +14,7 @@ from wsi_saliency.evaluation.metrics import total_variation
 from wsi_saliency.evaluation.results import MapKind
 from wsi_saliency.saliency.drift import DRIFT_PATCHES, measure_drift
 from wsi_saliency.saliency.engine import Network, eval_mode, working_copy
-from wsi_saliency.saliency.layers import INPUT, LayerGeometry, feature_stages, find_layer, measure
+from wsi_saliency.saliency.layers import INPUT, LayerGeometry, explainable_stages, find_layer, measure
 from wsi_saliency.saliency.smoothing import SMOOTHING, smoothed
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def comparable_layers(model: nn.Module, sample: Tensor, asked: Sequence[str]) ->
     with eval_mode(model):
         if asked:
             return list(dict.fromkeys(find_layer(model, layer, sample) for layer in asked))
-        stages = feature_stages(model, sample)
+        stages = explainable_stages(model, sample)
     last_at = {stage.reduction: stage.name for stage in stages}
     hidden = [last_at[r] for r in _DEFAULT_REDUCTIONS if r in last_at]
     return list(dict.fromkeys([INPUT, *hidden, *(stage.name for stage in stages[-1:])]))

@@ -10,7 +10,7 @@ finds them for any network, asymmetric "same" padding, pooling and branches incl
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +22,11 @@ from torch.utils._pytree import tree_leaves
 from wsi_saliency.errors import ModelError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 INPUT = "input"
 LAST = "last"
+NO_TOKENS = "layers of tokens, as in vision transformers, are not supported yet"
 
 
 def strided_convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -37,6 +38,11 @@ def strided_convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
     }
 
 
+def strided_behind_stem(model: nn.Module) -> dict[str, nn.Conv2d]:
+    """Return all of `strided_convolutions` but the first."""
+    return dict(list(strided_convolutions(model).items())[1:])
+
+
 @dataclass(frozen=True)
 class Stage:
     """A feature stage: its module's name and how many input pixels one of its cells stands for."""
@@ -46,7 +52,7 @@ class Stage:
 
 
 def feature_stages(model: nn.Module, images: Tensor) -> list[Stage]:
-    """List the feature stages of a network, the finest first.
+    """List the feature stages of a network, the finest first, whether they can be explained or not.
 
     timm's networks name theirs (``feature_info``); elsewhere they are the outermost modules whose output
     has a spatial grid, in the order in which they are called.
@@ -54,40 +60,79 @@ def feature_stages(model: nn.Module, images: Tensor) -> list[Stage]:
     Parameters
     ----------
     model
-        A convolutional network.
+        The network, in eval mode.
     images
         Float tensor (N, 3, H, W) to call the network with where it does not name its stages.
     """
+    return _named_stages(model) or _last_and_outermost(_grids(model, images))
+
+
+def explainable_stages(model: nn.Module, images: Tensor) -> list[Stage]:
+    """List the feature stages whose output has a grid of cells, the finest first.
+
+    Of a network whose stages all give something else (the tokens of a vision transformer, say), they are the
+    outermost modules that give such a grid.
+
+    Parameters
+    ----------
+    model
+        The network, in eval mode.
+    images
+        Float tensor (N, 3, H, W) that fits the network; its values do not matter.
+    """
+    grids = _grids(model, images)
+    named = [Stage(stage.name, grids[stage.name]) for stage in _named_stages(model) if stage.name in grids]
+    return named or _last_and_outermost(grids)
+
+
+def _named_stages(model: nn.Module) -> list[Stage]:
     info = getattr(model, "feature_info", None)
     rows = list(getattr(info, "info", info) or [])
-    stages = [Stage(row["module"], int(row["reduction"])) for row in rows if row.get("module")]
     modules = dict(model.named_modules())
-    return [s for s in stages if s.name in modules] or _outermost_stages(model, images)
+    return [Stage(row["module"], int(row["reduction"])) for row in rows if row.get("module") in modules]
 
 
-def _outermost_stages(model: nn.Module, images: Tensor) -> list[Stage]:
-    """Per reduction, the last called of the least nested modules with a spatial output."""
-    best: dict[int, tuple[int, str]] = {}
+def _grids(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """Reductions of all modules that are called once and give a grid of square cells, in order of calls."""
+    found: dict[str, list[int | None]] = {}
+    flow = _PlaceFlow()
 
     def note(name: str, output: object) -> None:
-        if isinstance(output, Tensor) and output.ndim == 4 and output.shape[-1] > 1:
-            reduction = round(images.shape[-1] / output.shape[-1])
-            depth = name.count(".")
-            if reduction not in best or depth <= best[reduction][0]:
-                best[reduction] = (depth, name)
+        places = flow.places_of(output)
+        fits = isinstance(output, Tensor) and _has_grid(output) and _is_even(places, output.shape)
+        found.setdefault(name, []).append(round(places.jump[1]) if places and fits else None)
 
-    handles = [
-        module.register_forward_hook(lambda m, i, o, name=name: note(name, o))
-        for name, module in model.named_modules()
-        if name
-    ]
-    try:
-        with torch.no_grad():
-            model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return [Stage(name, reduction) for reduction, (_, name) in sorted(best.items())]
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: note(name, output)
+
+    activation = images.detach().clone()
+    with ExitStack() as hooks, torch.no_grad(), flow:
+        flow.start(activation, _Places.of_input(activation))
+        for name, module in model.named_modules():
+            if name:
+                hooks.enter_context(module.register_forward_hook(hook(name)))
+        model(activation)
+    return {name: calls[0] for name, calls in found.items() if len(calls) == 1 and calls[0] is not None}
+
+
+def _last_and_outermost(grids: Mapping[str, int]) -> list[Stage]:
+    """Per reduction, the last called of the least nested modules."""
+    best: dict[int, str] = {}
+    for name, reduction in grids.items():
+        if reduction not in best or name.count(".") <= best[reduction].count("."):
+            best[reduction] = name
+    return [Stage(name, reduction) for reduction, name in sorted(best.items())]
+
+
+def _has_grid(output: Tensor) -> bool:
+    return output.ndim == 4 and output.shape[2] * output.shape[3] > 1
+
+
+def _is_even(places: _Places | None, shape: torch.Size) -> bool:
+    """Whether places are those of whole square cells, in (N, C, h, w) order."""
+    if places is None or places.extent != tuple(shape[2:]):
+        return False
+    return places.jump[0] == places.jump[1] and math.isclose(places.jump[1], round(places.jump[1]))
 
 
 def find_layer(model: nn.Module, layer: str | int | nn.Module, images: Tensor) -> str:
@@ -117,18 +162,35 @@ def find_layer(model: nn.Module, layer: str | int | nn.Module, images: Tensor) -
     text = str(layer)
     if text == INPUT or (isinstance(layer, str) and text and text in modules):
         return text
-    stages = feature_stages(model, images)
+    stages = explainable_stages(model, images)
     if text == LAST and stages:
         return stages[-1].name
-    if text.isdigit():
+    if text.isdecimal():
         matching = [stage.name for stage in stages if stage.reduction == int(text)]
         if matching:
             return matching[-1]
-    listed = ", ".join(f"{stage.name} (1/{stage.reduction})" for stage in stages)
-    raise ModelError(
-        f"no layer {text!r} in the model; --layer (of evaluate --layers) takes input, a module name or a "
-        f"reduction: {listed}"
-    )
+    raise ModelError(_no_such_layer(model, text, stages))
+
+
+def _no_such_layer(model: nn.Module, text: str, stages: Sequence[Stage]) -> str:
+    """Say what is missing, and which layers there are instead."""
+    if text.isdecimal():
+        missing = f"no stage of the model lies at 1/{text} of the patch's resolution ({text} is a reduction)"
+    else:
+        missing = f"no layer {text!r} in the model"
+    listed = ", ".join([f"{stage.name} (1/{stage.reduction})" for stage in stages] or ["no stage"])
+    takes = f"--layer (of evaluate --layers) takes a module name, a reduction, last or input: {listed}"
+    return "; ".join([missing, takes, *note_on_other_stages(model, stages)])
+
+
+def note_on_other_stages(model: nn.Module, explainable: Sequence[Stage]) -> list[str]:
+    """Say which of the stages that a network names cannot be explained: one line, or none."""
+    names = {stage.name for stage in explainable}
+    others = [stage.name for stage in _named_stages(model) if stage.name not in names]
+    if not others:
+        return []
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""
+    return [f"{', '.join(others[:2])}{more} give no grid of cells (N, C, h, w); {NO_TOKENS}"]
 
 
 @dataclass(frozen=True)
@@ -148,6 +210,8 @@ class LayerGeometry:
     drift_x, drift_y
         Input pixels by which one-sided averaging of the gradient at every strided convolution behind the
         layer moves the gradient towards higher indices.
+    strided_behind
+        Names of the strided convolutions behind the layer: those on the way from its output to the logits.
     """
 
     name: str
@@ -159,6 +223,7 @@ class LayerGeometry:
     centre_y: float
     drift_x: float
     drift_y: float
+    strided_behind: tuple[str, ...] = ()
 
 
 def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
@@ -182,7 +247,7 @@ def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
     flow = _PlaceFlow()
     places: _Places | None
     activation = images.detach().clone()
-    with torch.no_grad(), flow:
+    with torch.no_grad(), flow, _marked(strided_convolutions(model), flow):
         flow.start(activation, _Places.of_input(activation))
         if layer == INPUT:
             output = model(activation)
@@ -191,12 +256,14 @@ def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
             with spatial_output(model, layer, lambda a: flow.restart(a)):
                 output = model(activation)
             places, shape = flow.at_layer()
-    after = flow.places_of(output)
-    drift = after.drift if after else (0.0, 0.0)
-    return _geometry(layer, places, shape, drift)
+    after = flow.places_of(output) or _Places.of_input(activation)
+    behind = tuple(name for name in strided_convolutions(model) if name in after.passed)
+    return _geometry(layer, places, shape, after.drift, behind)
 
 
-def _geometry(layer: str, places: _Places | None, shape: torch.Size, drift: _Pair) -> LayerGeometry:
+def _geometry(
+    layer: str, places: _Places | None, shape: torch.Size, drift: _Pair, behind: tuple[str, ...]
+) -> LayerGeometry:
     if places is None or places.extent != tuple(shape[2:]):
         raise ModelError(f"layer {layer!r} has no spatial grid in (N, C, h, w) order; choose another --layer")
     jump_y, jump_x = places.jump
@@ -214,6 +281,7 @@ def _geometry(layer: str, places: _Places | None, shape: torch.Size, drift: _Pai
         centre_y=places.centre[0],
         drift_x=drift[1],
         drift_y=drift[0],
+        strided_behind=behind,
     )
 
 
@@ -236,7 +304,12 @@ def spatial_output(model: nn.Module, layer: str, use: Callable[[Tensor], Tensor 
             raise ModelError(
                 f"layer {layer!r} is called more than once in a forward pass; choose another --layer"
             )
-        if not isinstance(output, Tensor) or output.ndim != 4 or output.shape[2] * output.shape[3] < 2:
+        if isinstance(output, Tensor) and output.ndim == 3:
+            raise ModelError(
+                f"the output of layer {layer!r} has no spatial grid, it is {tuple(output.shape)}: "
+                f"{NO_TOKENS}; choose --layer input"
+            )
+        if not isinstance(output, Tensor) or not _has_grid(output):
             raise ModelError(f"the output of layer {layer!r} has no spatial grid; choose an earlier --layer")
         return use(output)
 
@@ -256,12 +329,16 @@ _Pair = tuple[float, float]  # (y, x), as in a tensor's shape
 
 @dataclass(frozen=True)
 class _Places:
-    """Where the cells of one tensor lie: (y, x) pairs in input pixels; ``extent`` counts its cells."""
+    """Where the cells of one tensor lie: (y, x) pairs in input pixels; ``extent`` counts its cells.
+
+    ``passed`` names the strided convolutions on any way to the tensor.
+    """
 
     extent: tuple[int, int]
     jump: _Pair
     centre: _Pair
     drift: _Pair = (0.0, 0.0)
+    passed: frozenset[str] = frozenset()
 
     @classmethod
     def of_input(cls, images: Tensor) -> _Places:
@@ -335,7 +412,13 @@ class _PlaceFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._layer = (places, activation.shape)
         self._known.clear()
         if places:
-            self.start(activation, replace(places, drift=(0.0, 0.0)))
+            self.start(activation, replace(places, drift=(0.0, 0.0), passed=frozenset()))
+
+    def mark(self, output: object, name: str) -> None:
+        """Note that whatever depends on this output has passed a strided convolution."""
+        if places := self.places_of(output):
+            assert isinstance(output, Tensor)
+            self._known[id(output)] = (output, replace(places, passed=places.passed | {name}))
 
     def at_layer(self) -> tuple[_Places | None, torch.Size]:
         assert self._layer is not None  # spatial_output raises where the layer was not called
@@ -351,10 +434,23 @@ class _PlaceFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = [p for leaf in tree_leaves((args, kwargs)) if (p := self.places_of(leaf))]
         result = func(*args, **(kwargs or {}))
         if inputs:
+            passed = frozenset[str]().union(*(places.passed for places in inputs))
             for output in tree_leaves(result):
                 if isinstance(output, Tensor):
-                    self._known[id(output)] = (output, _after(func, args, inputs, output))
+                    places = replace(_after(func, args, inputs, output), passed=passed)
+                    self._known[id(output)] = (output, places)
         return result
+
+
+@contextmanager
+def _marked(convolutions: Mapping[str, nn.Module], flow: _PlaceFlow) -> Iterator[None]:
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        return lambda module, args, output: flow.mark(output, name)
+
+    with ExitStack() as hooks:
+        for name, convolution in convolutions.items():
+            hooks.enter_context(convolution.register_forward_hook(hook(name)))
+        yield
 
 
 def _after(func: Any, args: tuple[Any, ...], inputs: list[_Places], output: Tensor) -> _Places:

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.saliency.layers import strided_convolutions
+from wsi_saliency.saliency.layers import strided_behind_stem, strided_convolutions
 from wsi_saliency.saliency.surrogate import Surrogate, answered_for, surrogate_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from wsi_saliency.settings import Method
 
@@ -120,7 +120,7 @@ def _centred_hook(model: nn.Module, surrogate: Surrogate | None) -> Iterator[Non
 
 @contextmanager
 def _forward_hook(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
-    with _in_front_of(list(strided_convolutions(model).values())[1:], _ForwardHook()):
+    with _in_front_of(strided_behind_stem(model).values(), _ForwardHook()):
         yield
 
 
@@ -146,6 +146,8 @@ class Smoothing:
     ----------
     apply
         Context manager that installs the method on a network; takes its surrogate, if the method needs one.
+    acts_on
+        Finds the convolutions of a network that it averages at or stands in for; None of ``none``.
     moves_gradient
         Whether the gradient is averaged to one side on its way back, so that the map drifts.
     changes_predictions
@@ -155,17 +157,18 @@ class Smoothing:
     """
 
     apply: Callable[[nn.Module, Surrogate | None], AbstractContextManager[None]]
+    acts_on: Callable[[nn.Module], Mapping[str, nn.Conv2d]] | None
     moves_gradient: bool = False
     changes_predictions: bool = False
     imitates: bool = False
 
 
 SMOOTHING: dict[Method, Smoothing] = {
-    "none": Smoothing(_none),
-    "backward-hook": Smoothing(_backward_hook, moves_gradient=True),
-    "centred-hook": Smoothing(_centred_hook),
-    "forward-hook": Smoothing(_forward_hook, changes_predictions=True),
-    "surrogate": Smoothing(_surrogate, changes_predictions=True, imitates=True),
+    "none": Smoothing(_none, None),
+    "backward-hook": Smoothing(_backward_hook, strided_convolutions, moves_gradient=True),
+    "centred-hook": Smoothing(_centred_hook, strided_convolutions),
+    "forward-hook": Smoothing(_forward_hook, strided_behind_stem, changes_predictions=True),
+    "surrogate": Smoothing(_surrogate, strided_behind_stem, changes_predictions=True, imitates=True),
 }
 
 

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, OutputError
-from wsi_saliency.saliency.layers import strided_convolutions
+from wsi_saliency.saliency.layers import strided_behind_stem, strided_convolutions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -162,13 +162,13 @@ def replaceable(model: nn.Module) -> dict[str, nn.Conv2d]:
     ModelError
         If there are none.
     """
-    others = list(strided_convolutions(model).items())[1:]
+    others = strided_behind_stem(model)
     if not others:
         raise ModelError(
             "the model has no strided convolution behind its first, so there is nothing for a surrogate to "
             "replace; use --method backward-hook"
         )
-    return dict(others)
+    return others
 
 
 @dataclass(frozen=True)
