@@ -1,15 +1,22 @@
 from __future__ import annotations
 
+import os
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
+from tests.slides_made import section, write_svs
 from wsi_saliency import batch
 from wsi_saliency.batch import Job, explain_slides, find_slides
-from wsi_saliency.errors import ModelError, SlideError
-from wsi_saliency.pipeline import PARTIAL
+from wsi_saliency.errors import ModelError, OutputError, SlideError
 from wsi_saliency.settings import RunSettings
+
+GROWING = ".a.0123abcd.growing"  # what a run that was killed leaves beside the folder `a`
 
 
 @pytest.fixture
@@ -74,22 +81,102 @@ def test_results_never_share_a_folder(tree):
     assert set(found(".").values()) == {"p/slide", "q/slide"}
 
 
+def test_no_result_lies_in_that_of_another_slide(tree):
+    tree("s/a.svs", "s/a/b.svs", "s/a/b/c.svs")
+    assert found("s") == {"s/a.svs": "a_svs", "s/a/b.svs": "a/b_svs", "s/a/b/c.svs": "a/b/c"}
+    tree("s/a_svs/d.svs")
+    with pytest.raises(SlideError, match=r"a\.svs would both be written to a_svs; "):
+        find_slides(["s"])
+
+
+def test_a_slide_whose_name_is_mostly_dots_keeps_its_suffix(tree):
+    assert found("..svs", "....svs", "a/..tif") == {
+        "..svs": "__svs",
+        "....svs": "____svs",
+        "a/..tif": "__tif",
+    }
+
+
+def test_a_pattern_cannot_climb_out_of_its_folder(tree):
+    tree("in/a/x.svs", "b/y.svs")
+    for pattern in ("in/*/../../*/*.svs", "in/*/..", "*/../b/*.svs"):
+        with pytest.raises(SlideError, match=r"'\.\.' cannot stand behind a wildcard"):
+            find_slides([pattern])
+    assert found("in/../*/y.svs") == {"in/../b/y.svs": "b/y"}
+
+
+@pytest.mark.parametrize("text", ["", " "])
+def test_an_empty_name_is_no_folder(tree, text):
+    tree("a.svs")
+    with pytest.raises(SlideError, match="names no slide"):
+        find_slides([text])
+    assert set(found(".")) == {"a.svs"}
+
+
+PARTS = [
+    "..",
+    ".",
+    "*",
+    "**",
+    "?",
+    "[a]",
+    "a",
+    "a.svs",
+    "a.tif",
+    "..svs",
+    "....svs",
+    "*.svs",
+    "~",
+    "\n\x1b.svs",
+    " ",
+]
+HOSTILE = st.lists(st.sampled_from(PARTS), min_size=1, max_size=5).map("/".join)
+
+
+@given(st.lists(HOSTILE, min_size=1, max_size=4))
+@example(["a/a.svs", "*/../../*.svs"])
+@example(["a.svs", "a/a.svs"])
+@example(["a/....svs"])
+@settings(max_examples=50, deadline=None)
+def test_results_never_lie_outside_of_the_output_folder(names):
+    """Nor at it, nor in that of another slide; whatever files there are, and whatever is asked for."""
+    with TemporaryDirectory() as folder:
+        root = Path(folder, "1", "2", "3", "4", "in")
+        for name in (*names, *(f"{'../' * up}x.svs" for up in range(5))):
+            path = Path(os.path.normpath(root / name))
+            if Path(folder) in path.parents and not path.is_dir():
+                with suppress(OSError):  # a file is in the way
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    path.touch()
+        for wanted in ([root], *([f"{root}/{name}"] for name in names)):
+            with suppress(SlideError):
+                results = [Path(os.path.normpath(f"/out/{job.name}")) for job in find_slides(wanted)]
+                assert all(Path("/out") in result.parents for result in results)
+                assert not any(one in other.parents for one in results for other in results)
+
+
 def test_our_own_outputs_are_no_slides(tree):
     tree(
         "s/a.svs",
         "s/a/saliency.ome.tif",
         "s/a/run.json",
-        f"s/b{PARTIAL}/new/saliency.ome.tif",
+        "s/.a.lock",
+        f"s/{GROWING}/new/saliency.ome.tif",
+        f"s/{GROWING}/old/saliency.ome.tif",
         "s/theirs/saliency.ome.tif",
+        "s/b.partial/c.svs",
         "s/c.ome.tif",
     )
-    assert set(found("s")) == {"s/a.svs", "s/theirs/saliency.ome.tif", "s/c.ome.tif"}
-    assert set(found("s/*/*.tif")) == {"s/theirs/saliency.ome.tif"}
+    theirs = {"s/b.partial/c.svs", "s/theirs/saliency.ome.tif"}
+    assert set(found("s")) == {"s/a.svs", "s/c.ome.tif", *theirs}
+    assert set(found("s/*/*.*")) == {*theirs, "s/a/run.json"} - {"s/a/saliency.ome.tif"}
+    with pytest.raises(SlideError, match="no slides match"):
+        found("s/.*/*/*.tif")
 
 
 def test_a_folder_of_slides_may_have_any_name_itself(tree):
-    tree(f"s{PARTIAL}/a.svs")
-    assert set(found(f"s{PARTIAL}")) == {f"s{PARTIAL}/a.svs"}
+    tree(f"{GROWING}/a.svs")
+    assert set(found(GROWING)) == {f"{GROWING}/a.svs"}
 
 
 def test_one_dicom_file_stands_for_all_in_its_folder(tree):
@@ -111,22 +198,32 @@ def test_nothing_found_is_an_error(tree, text, message):
 
 
 @pytest.fixture
-def ran(tree, monkeypatch):
-    """Run three slides of which the second fails as told; returns outcomes and the calls."""
-    tree("a.svs", "b.svs", "c.svs")
+def ran(tmp_path, monkeypatch):
+    """Run slides: `b` fails as told, those in `bad` cannot be opened; returns outcomes and calls."""
+    monkeypatch.chdir(tmp_path)
     calls = []
 
-    def run(error, names=("a", "b", "c")):
+    def run(error=None, names="abc", bad="", out="out", no_classifier=None):
         def explain_slide(slide, folder, settings, **how):
             calls.append((slide, folder, how["explainer"]))
-            if slide.stem == "b":
+            if slide.stem == "b" and error:
                 raise error
             return SimpleNamespace(folder=folder)
 
-        monkeypatch.setattr(batch, "load_explainer", lambda settings: calls.append("loaded") or "explainer")
+        def load_explainer(settings):
+            calls.append("loaded")
+            if no_classifier:
+                raise no_classifier
+            return "explainer"
+
+        for name in names:
+            Path(f"{name}.svs").touch()
+            if name not in bad:
+                write_svs(Path(f"{name}.svs"), [section(32, 32)])
+        monkeypatch.setattr(batch, "load_explainer", load_explainer)
         monkeypatch.setattr(batch, "explain_slide", explain_slide)
         jobs = [Job(Path(f"{name}.svs"), Path(name)) for name in names]
-        return list(explain_slides(jobs, Path("out"), RunSettings())), calls
+        return list(explain_slides(jobs, Path(out), RunSettings())), calls
 
     return run
 
@@ -154,18 +251,39 @@ def test_interruption_is_no_failure_of_a_slide(ran):
         ran(KeyboardInterrupt())
 
 
-def test_a_missing_file_is_told_before_a_classifier_is_loaded(ran):
-    outcomes, calls = ran(None, names=["none"])
-    assert outcomes[0][1] == "none.svs: no such file"
+def test_a_missing_file_is_told_before_a_classifier_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch, "load_explainer", lambda settings: pytest.fail("loaded"))
+    jobs = [Job(tmp_path / "none.svs", Path("none"))]
+    outcomes = list(explain_slides(jobs, tmp_path / "out", RunSettings()))
+    assert outcomes == [(jobs[0], f"{tmp_path / 'none.svs'}: no such file")]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_classifier_is_loaded_for_the_first_slide_that_opens(ran):
+    outcomes, calls = ran(bad="ab")
+    failures = [result for _, result in outcomes[:2]]
+    assert failures == ["a.svs: the file is empty", "b.svs: the file is empty"]
+    assert [call if call == "loaded" else call[0].stem for call in calls] == ["loaded", "c"]
+
+
+def test_without_a_slide_that_opens_no_classifier_is_loaded(ran):
+    outcomes, calls = ran(bad="abc", no_classifier=ModelError("no weights"))
+    assert [result for _, result in outcomes] == [f"{name}.svs: the file is empty" for name in "abc"]
     assert calls == []
 
 
-def test_without_a_classifier_nothing_is_tried(tree, monkeypatch):
-    tree("a.svs")
+def test_without_a_place_for_results_no_classifier_is_loaded(ran, tmp_path):
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "mine.txt").touch()
+    outcomes, calls = ran(names="a")
+    assert "out/a: exists and is not a result of this program" in outcomes[0][1]
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputError, match=r"^file: cannot be written \(it is a file, not a folder\); .* -o"):
+        ran(names="a", out="file/below")
+    assert calls == []
 
-    def load_explainer(settings):
-        raise ModelError("no weights")
 
-    monkeypatch.setattr(batch, "load_explainer", load_explainer)
+def test_without_a_classifier_nothing_is_tried(ran, tmp_path):
     with pytest.raises(ModelError, match="no weights"):
-        list(explain_slides(find_slides(["a.svs"]), Path("out"), RunSettings()))
+        ran(no_classifier=ModelError("no weights"))
+    assert not (tmp_path / "out").exists()

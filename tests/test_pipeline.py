@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -256,10 +257,13 @@ def test_overwrite_replaces_it(slide, tmp_path):
     assert is_left(second.folder) == ["out"]
 
 
-def test_leftovers_of_a_run_that_was_killed_are_no_obstacle(slide, tmp_path):
-    (tmp_path / "out.partial" / "new" / "saliency.ome.zarr").mkdir(parents=True)
-    assert not explained(slide, tmp_path / "out").kept
-    assert is_left(tmp_path / "out") == ["out"]
+def test_a_folder_that_somebody_has_put_into_a_result_is_not_deleted_with_it(slide, tmp_path):
+    first = explained(slide, tmp_path / "out")
+    (first.folder / "mine").mkdir()
+    with pytest.raises(OutputError, match=r"out: holds more than a result \(mine\); move that, or .* -o"):
+        explained(slide, tmp_path / "out", overwrite=True)
+    assert strict_json(first.folder / "run.json") == first.record
+    assert is_left(first.folder) == ["out"]
 
 
 def test_results_of_a_slide_with_a_similar_name_are_left_alone(slide, tmp_path):
@@ -301,10 +305,14 @@ def failing_overview(monkeypatch, error):
 
 
 def failing_record(monkeypatch, error):
-    def run_record(*args):
-        raise error
+    write = Path.write_text
 
-    monkeypatch.setattr(pipeline, "run_record", run_record)
+    def write_text(self, *args, **how):
+        if self.name == "run.json":
+            raise error
+        return write(self, *args, **how)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
 
 
 FAILINGS = [failing_read, failing_explainer, failing_overview, failing_record]
@@ -384,7 +392,9 @@ def test_the_older_result_comes_back_when_the_new_one_cannot_take_its_place(slid
 
 def test_a_full_disk_is_named(slide, tmp_path, monkeypatch):
     failing_record(monkeypatch, OSError(28, "No space left on device"))
-    with pytest.raises(OutputError, match=r"out: cannot be written \(No space left on device\).* -o"):
+    with pytest.raises(
+        OutputError, match=r"out/run.json: cannot be written \(No space left on device\).* -o"
+    ):
         explained(slide, tmp_path / "out")
     assert is_left(tmp_path / "out") == []
 

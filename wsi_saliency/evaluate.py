@@ -39,7 +39,7 @@ from wsi_saliency.evaluation.results import Evaluation, Example, Localised, MapK
 from wsi_saliency.evaluation.sanity import cascade, stages
 from wsi_saliency.evaluation.stability import GridStability, PatchMaps
 from wsi_saliency.evaluation_settings import EvaluationSettings
-from wsi_saliency.heatmap import writing
+from wsi_saliency.files import writing
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.models.loading import load_classifier

@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import logging
-import shutil
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ import torch
 from tqdm import tqdm
 
 from wsi_saliency.errors import OutputError
+from wsi_saliency.files import check_free, growing, locked, writing
 from wsi_saliency.geometry import Region, Tile
-from wsi_saliency.heatmap import writing
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.ome_zarr import HeatmapWriter
 from wsi_saliency.heatmap.overview import thumbnail_size, write_overview
@@ -39,13 +39,14 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsi_saliency.heatmap.ome_zarr import Heatmap
+    from wsi_saliency.slides.slide import Slide
 
+    _WriteRow = Callable[[Sequence[object]], None]
     _WriteRows = Callable[[int, NDArray[np.float32]], None]
 
 log = logging.getLogger(__name__)
 
 ZARR, TIFF, OVERVIEW, TILES = "saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv"
-PARTIAL = ".partial"  # ends the name of the folder in which a result grows
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def explain_slide(
     slide
         A whole-slide image.
     folder
-        Where the results go. They are written under a temporary name beside it; the folder appears when all
-        of them are there.
+        Where the results go. They are written under a hidden name beside it; the folder appears when all of
+        them are there. While another run works on it, this one waits.
     settings
         What to compute; the defaults of `RunSettings` if left out.
     explainer
@@ -124,29 +125,78 @@ def explain_slide(
         If the slide cannot be read, the classifier not explained, or the results not be written.
     """
     path, folder, settings = Path(slide), Path(folder), settings or RunSettings()
-    existing = read_record(folder)
-    if existing and not overwrite:
-        weights = weight_hashes(explainer) if explainer else None
-        return Result(folder, existing, kept=True, differences=differences(existing, path, settings, weights))
-    explainer = explainer or load_explainer(settings)
-    clock = Stopwatch()
-    with open_slide(path, settings.mpp) as opened, _unfinished(folder) as work:
-        for warning in opened.warnings:
-            log.warning("%s: %s", path.name, warning)
-        with clock.station("tissue"):
-            plan = plan_slide(opened, explainer, settings)
-        with clock.station("drift"):
-            plan = with_drift(plan, settings.workers)
-        if not plan.tiles:
-            log.warning("%s: no tissue found; the map is complete and empty", path.name)
-        heatmap = _explain_tiles(plan, settings, work, clock, progress=progress)
-        with clock.station("tiff"):
-            write_ome_tiff(work / TIFF, heatmap)
-        with clock.station("overview"):
-            _write_overview(work / OVERVIEW, plan, heatmap)
-        record = run_record(plan, settings, clock)
-        (work / RUN_JSON).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n")
+    kept = partial(_kept, path, folder, settings, explainer)
+    if not overwrite and (result := kept()):
+        return result
+    with locked(folder):
+        if not overwrite and (result := kept()):  # of the run that had the lock before
+            return result
+        with open_slide(path, settings.mpp) as opened:
+            for warning in opened.warnings:
+                log.warning("%s: %s", path.name, warning)
+            explainer = explainer or load_explainer(settings)
+            with growing(folder, _may_replace) as work:
+                record = _write_results(opened, explainer, settings, work, progress=progress)
     return Result(folder, record)
+
+
+def check_job(slide: Path, folder: Path, settings: RunSettings, *, overwrite: bool = False) -> None:
+    """Find out what would stop a run, as far as that is quickly done, before the classifier is loaded.
+
+    Raises
+    ------
+    SlideError, OutputError
+        If the slide cannot be opened, or nothing can be written to the folder.
+    """
+    with locked(folder):
+        if slide.exists() and not overwrite and read_record(folder):
+            return
+        open_slide(slide, settings.mpp).close()
+        check_free(folder, _may_replace)
+
+
+def _kept(path: Path, folder: Path, settings: RunSettings, explainer: Explainer | None) -> Result | None:
+    """Return the complete result that is there, with what it differs in from what is asked."""
+    record = read_record(folder)
+    if record is None:
+        return None
+    weights = weight_hashes(explainer) if explainer else None
+    return Result(folder, record, kept=True, differences=differences(record, path, settings, weights))
+
+
+def _may_replace(folder: Path) -> bool:
+    """Whether a folder is a result, and nobody has put folders of his own into it."""
+    if read_record(folder) is None:
+        return False
+    for inside in sorted(folder.iterdir()):
+        if inside.is_dir() and inside.name != ZARR:
+            raise OutputError(
+                f"{folder}: holds more than a result ({inside.name}); move that, "
+                "or choose another folder with -o"
+            )
+    return True
+
+
+def _write_results(
+    slide: Slide, explainer: Explainer, settings: RunSettings, work: Path, *, progress: bool
+) -> dict[str, Any]:
+    """Explain a slide; write everything to the folder ``work``, the record last, and return that."""
+    clock = Stopwatch()
+    with clock.station("tissue"):
+        plan = plan_slide(slide, explainer, settings)
+    with clock.station("drift"):
+        plan = with_drift(plan, settings.workers)
+    if not plan.tiles:
+        log.warning("%s: no tissue found; the map is complete and empty", slide.path.name)
+    heatmap = _explain_tiles(plan, settings, work, clock, progress=progress)
+    with clock.station("tiff"):
+        write_ome_tiff(work / TIFF, heatmap)
+    with clock.station("overview"):
+        _write_overview(work / OVERVIEW, plan, heatmap)
+    record = run_record(plan, settings, clock)
+    with writing(work / RUN_JSON):
+        (work / RUN_JSON).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    return record
 
 
 def _explain_tiles(
@@ -209,17 +259,26 @@ def heatmap_info(plan: Plan) -> HeatmapInfo:
 
 
 @contextmanager
-def _tile_table(path: Path, plan: Plan) -> Iterator[Any]:
+def _tile_table(path: Path, plan: Plan) -> Iterator[_WriteRow]:
     """Open ``tiles.csv``; yields the function that writes a row."""
     names = [f"probability_{name}" for name in plan.explainer.classifier.class_names]
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with ExitStack() as stack:
+        with writing(path):
+            file = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
         rows = csv.writer(file)
-        rows.writerow(["x", "y", "w", "h", "tissue", *names, "saliency_mean", "saliency_max"])
-        yield rows.writerow
+
+        def write(row: Sequence[object]) -> None:
+            with writing(path):
+                rows.writerow(row)
+
+        write(["x", "y", "w", "h", "tissue", *names, "saliency_mean", "saliency_max"])
+        yield write
+        with writing(path):
+            file.close()
 
 
 def _write_tiles(
-    write_row: Any, plan: Plan, tiles: Sequence[Tile], shares: Iterator[float], explanation: Explanation
+    write_row: _WriteRow, plan: Plan, tiles: Sequence[Tile], shares: Iterator[float], explanation: Explanation
 ) -> None:
     scores = probabilities(explanation.logits, plan.explainer.classifier.output).tolist()
     flat = explanation.maps.flatten(1)
@@ -239,44 +298,3 @@ def _write_overview(path: Path, plan: Plan, heatmap: Heatmap) -> None:
         write_overview(path, thumbnail, heatmap, label=f"|gradient| of the {target} logit", signed=False)
     else:
         write_overview(path, thumbnail, heatmap, label=f"{attribution}, {target} logit")
-
-
-@contextmanager
-def _unfinished(folder: Path) -> Iterator[Path]:
-    """Yield a working folder that becomes ``folder`` when the block ends well, and is removed otherwise."""
-    partial = folder.with_name(f"{folder.name}{PARTIAL}")
-    with writing(folder):
-        if not _is_free(folder):
-            raise OutputError(
-                f"{folder}: exists and is not a result of this program; choose another folder with -o"
-            )
-        shutil.rmtree(partial, ignore_errors=True)
-        made = [parent for parent in partial.parents if not parent.exists()]
-        work = partial / "new"
-        work.mkdir(parents=True)
-        try:
-            yield work
-            _take_place(work, folder, partial / "old")
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-            with suppress(OSError):  # not empty
-                for parent in made:
-                    parent.rmdir()
-
-
-def _is_free(folder: Path) -> bool:
-    """Whether results may stand there: nothing does, or an empty folder, or an older result."""
-    if folder.is_dir():
-        return read_record(folder) is not None or not any(folder.iterdir())
-    return not folder.exists()
-
-
-def _take_place(work: Path, folder: Path, old: Path) -> None:
-    """Put ``work`` in the place of ``folder``; what was there moves to ``old``, and back on failure."""
-    try:
-        if folder.exists():
-            folder.rename(old)
-        work.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)

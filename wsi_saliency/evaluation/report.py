@@ -20,7 +20,7 @@ from wsi_saliency.evaluation.page import page
 from wsi_saliency.evaluation.panels import png
 from wsi_saliency.evaluation.plots import plots
 from wsi_saliency.evaluation.statistics import summary
-from wsi_saliency.heatmap import writing
+from wsi_saliency.files import writing
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tifffile
 
-from wsi_saliency.heatmap import writing
+from wsi_saliency.files import writing
 from wsi_saliency.heatmap.ome_xml import ome_xml
 from wsi_saliency.heatmap.pyramid import TILE
 

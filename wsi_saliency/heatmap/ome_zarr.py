@@ -16,8 +16,8 @@ from numcodecs import Blosc
 from zarr.codecs import BloscCodec
 
 from wsi_saliency.errors import OutputError
+from wsi_saliency.files import writing
 from wsi_saliency.geometry import Size
-from wsi_saliency.heatmap import writing
 from wsi_saliency.heatmap.ome_xml import COLOUR, ome_xml
 from wsi_saliency.heatmap.pyramid import (
     TILE,

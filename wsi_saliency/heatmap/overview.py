@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from wsi_saliency.files import writing
 from wsi_saliency.geometry import Size
-from wsi_saliency.heatmap import writing
 from wsi_saliency.heatmap.colours import ColourScale
 from wsi_saliency.heatmap.lettering import FAINT_INK, INK, font, lettered, upright
 from wsi_saliency.heatmap.pyramid import Window, window_of

@@ -1,0 +1,317 @@
+"""Results are made here, and only here: by one run at a time, under a hidden name first, whole or not at all.
+
+While a run works on ``NAME``, two things lie beside it: ``.NAME.lock``, locked, with the run's process and
+host in it, and ``.NAME.xxxxxxxx.growing``, a folder of this run's own with a locked file in it. Both go when
+the run ends, however it ends. A run that is killed leaves them; the next one on ``NAME`` sees that nobody
+holds their locks, clears them away, and puts the older result back if the dead run was about to replace it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import socket
+import time
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Literal
+
+from filelock import FileLock, SoftFileLock, Timeout
+
+from wsi_saliency.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterator
+
+    Kind = Literal["folder", "file"]
+
+log = logging.getLogger(__name__)
+
+_GROWING = re.compile(r"\.(.+)\.[0-9a-f]{8}\.growing", re.DOTALL)  # the result that grows there
+_ALIVE = "wsi-saliency.lock"  # in a working folder: says that it is ours; locked while its run is alive
+_NEW, _OLD, _GONE = "new", "old", "gone"
+_POLL = 0.2  # seconds
+
+
+def is_working_folder(path: Path) -> bool:
+    """Whether a folder is one in which a result grows, or was growing when its run was killed."""
+    return _GROWING.fullmatch(path.name) is not None
+
+
+@contextmanager
+def writing(path: Path, kind: Kind = "folder") -> Iterator[None]:
+    """Turn the operating system's errors while ``path`` is written into one line.
+
+    Parameters
+    ----------
+    path
+        What is written.
+    kind
+        What the user may choose another of.
+
+    Raises
+    ------
+    OutputError
+        For any ``OSError`` inside: no space, no permission, no such folder.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise OutputError(f"{path}: cannot be written ({reason}); choose another {kind} with -o") from error
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure that no file stands where a folder is wanted.
+
+    Raises
+    ------
+    OutputError
+        If ``folder``, or one that it would lie in, is a file.
+    """
+    with writing(folder):
+        nearest = next((place for place in (folder, *folder.parents) if place.exists()), None)
+        if nearest and not nearest.is_dir():
+            raise OutputError(
+                f"{nearest}: cannot be written (it is a file, not a folder); choose another folder with -o"
+            )
+
+
+def check_free(folder: Path, may_replace: Callable[[Path], bool] | None = None) -> None:
+    """Make sure that a result may take a place: nothing is there, an empty folder, or what may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If something else is there.
+    """
+    with writing(folder):
+        if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+            return
+        if not (folder.is_dir() and may_replace and may_replace(folder)):
+            raise OutputError(
+                f"{folder}: exists and is not a result of this program; choose another folder with -o"
+            )
+
+
+# ------------------------------------------------------------------------------------- one run at a time
+
+
+@contextmanager
+def locked(target: Path, kind: Kind = "folder") -> Iterator[None]:
+    """Keep a result's place, a folder or a file, to one run at a time.
+
+    Who comes second waits, and says for whom. What killed runs have left of ``target`` is cleared away, and
+    an older result that one of them was about to replace is put back. Folders above ``target`` are made;
+    those still empty at the end are removed.
+
+    Raises
+    ------
+    OutputError
+        If there cannot be a lock beside ``target``.
+    """
+    with ExitStack() as stack:
+        with writing(target, kind):
+            make_folders = stack.enter_context(_folders_above(target))
+            lock = FileLock(_hidden(target, "lock"))
+            stack.callback(_release, lock)
+            _acquire(lock, target, make_folders)
+            _clear(target)
+        yield
+
+
+def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None]) -> None:
+    """Wait for the lock, and write into it who has it."""
+    waited = 0
+    while not lock.is_locked:
+        try:
+            lock.acquire(blocking=False)
+        except FileNotFoundError:  # the folder went with the run that had made it, and failed
+            make_folders()
+        except Timeout:
+            if waited == 1:
+                log.warning("%s: %s is working on it; waiting for its end", target, _holder(lock))
+            waited += 1
+            time.sleep(_POLL)
+    if not isinstance(lock, SoftFileLock):  # which writes the same itself
+        with suppress(OSError):
+            Path(lock.lock_file).write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
+
+
+def _holder(lock: FileLock) -> str:
+    with suppress(OSError, ValueError):
+        process, host = Path(lock.lock_file).read_text(encoding="utf-8").splitlines()[:2]
+        return f"process {process} on {host}"
+    return "another process"
+
+
+def _release(lock: FileLock) -> None:
+    """Remove the lock's file while it is ours: a lock on a file without a name counts for nobody."""
+    if lock.is_locked:
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _clear(target: Path) -> None:
+    """Remove the working folders of dead runs; what one of them had just moved away is put back."""
+    for folder in target.parent.iterdir():
+        of = _GROWING.fullmatch(folder.name)
+        if of is None or of[1] != target.name or not (folder / _ALIVE).is_file():
+            continue  # not certainly ours
+        with suppress(Timeout, FileNotFoundError), FileLock(folder / _ALIVE, blocking=False):
+            if (folder / _OLD).exists() and not target.exists():
+                (folder / _OLD).rename(target)
+            _remove(folder)
+
+
+# ------------------------------------------------------------------------------------- whole or not at all
+
+
+@contextmanager
+def growing(folder: Path, may_replace: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """Yield a working folder that becomes ``folder`` when the block ends well, and is removed otherwise.
+
+    Enter it inside of `locked`. Two renames put a new result in the place of an older one; a run that is
+    killed between them leaves the older one where the next `locked` finds it.
+
+    Parameters
+    ----------
+    folder
+        Where the result goes.
+    may_replace
+        Tells whether what stands there, a folder with something in it, may be replaced.
+
+    Raises
+    ------
+    OutputError
+        If something stands there that may not be replaced, or nothing can be written.
+    """
+    with ExitStack() as stack:
+        with writing(folder):
+            check_free(folder, may_replace)
+            stack.enter_context(_folders_above(folder))
+            working = stack.enter_context(_working(folder))
+            (working / _NEW).mkdir()
+        with _named(working / _NEW, folder):
+            yield working / _NEW
+        with writing(folder):
+            check_free(folder, may_replace)
+            _take_place(working, folder)
+
+
+@contextmanager
+def filling(folder: Path, last: str, others: Collection[str] = ()) -> Iterator[Path]:
+    """Yield a working folder whose files move into ``folder`` when the block ends well, over older ones.
+
+    For a folder that holds more than these files. Enter it inside of `locked` of ``folder / last``.
+
+    Parameters
+    ----------
+    folder
+        Where the files go.
+    last
+        The file that says that the others are there: an older one is removed first, the new one comes last.
+    others
+        Files of an older set that the new one may lack.
+
+    Raises
+    ------
+    OutputError
+        If they cannot be written.
+    """
+    with ExitStack() as stack:
+        with writing(folder):
+            working = stack.enter_context(_working(folder / last))
+            (working / _NEW).mkdir()
+        with _named(working / _NEW, folder):
+            yield working / _NEW
+        with writing(folder):
+            for name in (last, *others):
+                (folder / name).unlink(missing_ok=True)
+            for file in sorted((working / _NEW).iterdir(), key=lambda file: (file.name == last, file)):
+                os.replace(file, folder / file.name)
+
+
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a name to write a file under; it takes the place of ``file`` when the block ends well.
+
+    Raises
+    ------
+    OutputError
+        For any ``OSError`` inside.
+    """
+    with writing(file, "file"), _folders_above(file):
+        _clear(file)
+        with _working(file) as working, _named(working / file.name, file):
+            yield working / file.name
+            os.replace(working / file.name, file)
+
+
+@contextmanager
+def _named(work: Path, target: Path) -> Iterator[None]:
+    """Let messages name the place that the user knows."""
+    try:
+        yield
+    except OutputError as error:
+        raise OutputError(str(error).replace(str(work), str(target))) from error
+
+
+def _take_place(working: Path, folder: Path) -> None:
+    """Put the new folder in the place of an older one, which comes back on failure."""
+    new, old = working / _NEW, working / _OLD
+    try:
+        if folder.exists():
+            folder.rename(old)
+        new.rename(folder)
+    finally:
+        if old.exists():
+            old.rename(working / _GONE if folder.exists() else folder)
+
+
+@contextmanager
+def _working(target: Path) -> Iterator[Path]:
+    """Make a hidden folder beside ``target`` that nobody else uses; it is gone at the end."""
+    folder = _hidden(target, f"{token_hex(4)}.growing")
+    try:
+        folder.mkdir()
+        with FileLock(folder / _ALIVE):
+            yield folder
+    finally:
+        _remove(folder)
+
+
+def _hidden(target: Path, ending: str) -> Path:
+    if target.name in ("", ".."):
+        raise OutputError(f"{target}: is no name of its own for a result; choose another with -o")
+    return target.with_name(f".{target.name}.{ending}")
+
+
+def _remove(folder: Path) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:  # a signal came in between
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _folders_above(target: Path) -> Iterator[Callable[[], None]]:
+    """Make the folders above ``target``; yields what makes them again. Empty ones are removed at the end."""
+    made: set[Path] = set()
+
+    def make() -> None:
+        made.update(folder for folder in target.parents if not folder.exists())
+        target.parent.mkdir(parents=True, exist_ok=True)
+
+    try:
+        make()
+        yield make
+    finally:
+        for folder in sorted(made, key=lambda folder: len(folder.parts), reverse=True):
+            with suppress(OSError):  # it is not empty
+                folder.rmdir()
