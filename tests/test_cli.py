@@ -105,7 +105,7 @@ def test_the_options_are_those_of_the_documentation():
             "--batch",
             "--workers",
         ),
-        *("--device", "--precision", "--overwrite", "--ome-zarr", "--quiet", "-v", "--verbose"),
+        *("--device", "--precision", "--overwrite", "--ome-zarr", "--range", "--quiet", "-v", "--verbose"),
         *model,
         *slide,
     }
@@ -175,6 +175,10 @@ def test_the_program_runs_from_its_folder():
         ["run", "a.svs", "--mpp", "0"],
         ["run", "a.svs", "--tissue-threshold", "2"],
         ["run", "a.svs", "--ome-zarr", "0.3"],
+        *(
+            ["run", "a.svs", "--range", text]
+            for text in ("1,0", "0,0", "1", "0,1,2", "0,nan", "-inf,0", "a,b")
+        ),
         ["inspect"],
         ["check-model", "demo", "--nix"],
     ],
@@ -396,7 +400,7 @@ def test_options_reach_the_record(call, slide, tmp_path):
     arguments = ["--mpp", "0.4", "--overlap", "0.25", "--layer", "16", "--target", "0", "--patch", "128"]
     arguments += ["--attribution", "gradient-x-activation", "--method", "none", "--ome-zarr", "0.5"]
     arguments += ["--tissue-threshold", "0.2", "--batch", "2", "--workers", "1", "--device", "cpu"]
-    result = call("run", slide, "-o", "maps", *arguments)
+    result = call("run", slide, "-o", "maps", "--range", "-0.5,2", *arguments)
     assert result.exit_code == 0, result.output
     settings = json.loads((tmp_path / "maps" / "slide" / "run.json").read_text())["settings"]
     given = {
@@ -404,6 +408,7 @@ def test_options_reach_the_record(call, slide, tmp_path):
         for name, v in zip(arguments[::2], arguments[1::2], strict=True)
     }
     assert {name: str(settings[name]) for name in given} == given
+    assert settings["range"] == [-0.5, 2.0]
     assert (tmp_path / "maps" / "slide" / "saliency.ome.zarr" / "zarr.json").is_file()
 
 

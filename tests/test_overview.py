@@ -13,7 +13,13 @@ from wsi_saliency.geometry import Mpp, Placement, Size
 from wsi_saliency.heatmap import overview
 from wsi_saliency.heatmap.colours import ColourScale
 from wsi_saliency.heatmap.ome_zarr import Heatmap, HeatmapWriter
-from wsi_saliency.heatmap.overview import is_signed, map_on_thumbnail, thumbnail_size, write_overview
+from wsi_saliency.heatmap.overview import (
+    Predictions,
+    is_signed,
+    map_on_thumbnail,
+    thumbnail_size,
+    write_overview,
+)
 from wsi_saliency.heatmap.pyramid import HeatmapInfo, Window
 
 SLIDE = Size(2400, 1600)
@@ -156,6 +162,60 @@ def test_a_map_is_signed_when_its_negative_part_is_substantial(
     start: float, end: float, signed: bool
 ) -> None:
     assert is_signed(Window(start, end, start, end)) is signed
+
+
+@pytest.mark.parametrize("signed", [True, False])
+def test_a_range_gives_equal_values_of_two_slides_equal_colours(tmp_path: Path, signed: bool) -> None:
+    panels = []
+    for name, highest in (("weak", 1.0), ("strong", 50.0)):
+        (tmp_path / name).mkdir()
+        cells = np.tile(np.linspace(0.1, highest, 300), (200, 1))
+        cells[:, :100] = 0.5
+        heatmap = heatmap_of(tmp_path / name, cells, Placement(0, 0, 8, 8))
+        pixels = picture(tmp_path / name, heatmap, signed=signed, value_range=(0.0, 1.0))
+        panels.append(panel_of(pixels)[:200, :200])
+    np.testing.assert_array_equal(*panels)
+    assert np.ptp(panels[0], axis=2).mean() > 20
+
+
+TEXTS = slice(100, 150)  # rows of the picture in which the predictions stand
+
+
+def test_a_slide_without_a_positive_patch_stays_dark_and_says_so(tmp_path: Path) -> None:
+    cells = np.random.default_rng(0).random((200, 300))
+    heatmap = heatmap_of(tmp_path, cells, Placement(0, 0, 8, 8))
+    bar = overview._layout(SLIDE).bar
+    beside = (slice(bar.y, bar.y + bar.h), slice(bar.x, None))
+    bright = picture(tmp_path, heatmap, predictions=Predictions("tumour", 797, 1, 0.51))
+    dark = picture(tmp_path, heatmap, predictions=Predictions("tumour", 797, 0, 0.5))
+    assert np.ptp(panel_of(bright), axis=2).mean() > 40
+    assert np.ptp(panel_of(dark), axis=2).max() < 10  # the ink of the scale bar
+    assert bright[beside].min() < 100 < dark[beside].min()
+    assert (dark[TEXTS] != bright[TEXTS]).any()
+    told = picture(tmp_path, heatmap, predictions=Predictions("tumour", 797, 0, 0.5), value_range=(0.0, 1.0))
+    assert np.ptp(panel_of(told), axis=2).mean() > 40
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "words"),
+    [
+        ([0.1, 0.5, 0.93], "patches predicted as tumour: 1 of 3 · highest probability 0.93"),
+        ([0.5, 0.25], "patches predicted as tumour: none of 2 · highest probability 0.5"),
+        ([], "nothing on this slide was explained: no tissue was found"),
+    ],
+)
+def test_predictions_in_words(probabilities: list[float], words: str) -> None:
+    predictions = Predictions.of("tumour", probabilities)
+    assert str(predictions) == words
+    assert predictions.positive == sum(p > 0.5 for p in probabilities)
+
+
+def test_the_words_stand_in_the_picture(tmp_path: Path) -> None:
+    heatmap = heatmap_of(tmp_path, np.ones((200, 300)), Placement(0, 0, 8, 8))
+    without = picture(tmp_path, heatmap)[TEXTS]
+    assert without.min() == 255
+    for predictions in (Predictions("tumour", 3, 1, 0.93), Predictions("tumour", 0, 0, None)):
+        assert picture(tmp_path, heatmap, predictions=predictions)[TEXTS].min() < 60
 
 
 SHAPES = [Size(2400, 1600), Size(4000, 90_000), Size(120_000, 5000), Size(40, 9000), Size(30, 20), Size(1, 1)]

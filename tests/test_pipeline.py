@@ -17,10 +17,10 @@ from tests.slides_made import pyramid, section, write_svs, write_tiff
 from wsi_saliency import pipeline
 from wsi_saliency.errors import OutputError, SlideError
 from wsi_saliency.heatmap.ome_zarr import Heatmap
-from wsi_saliency.heatmap.overview import write_overview
+from wsi_saliency.heatmap.overview import Predictions, write_overview
 from wsi_saliency.pipeline import explain_slide
 from wsi_saliency.saliency.engine import Explainer
-from wsi_saliency.settings import RunSettings
+from wsi_saliency.settings import OME_ZARR_VERSIONS, RunSettings
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.openslide import OpenSlideSlide
 from wsi_saliency.slides.slide import open_slide
@@ -103,7 +103,10 @@ def test_the_record_says_what_was_done(slide, result):
     assert (facts["name"], facts["bytes"]) == ("section.svs", slide.stat().st_size)
     assert (facts["format"], facts["size"], facts["levels"]) == ("aperio", {"w": W, "h": H}, 2)
     assert (facts["mpp"], facts["mpp_source"]) == ({"x": 0.5, "y": 0.5}, "the file")
-    assert record["patches"] == {"grid": 11 * 9, "tissue": len(rows_of(result.folder))}
+    said = [float(row["probability_tumour"]) for row in rows_of(result.folder)]
+    highest = pytest.approx(max(said), rel=1e-5)
+    counts = {"grid": 11 * 9, "tissue": len(said), "positive": sum(p > 0.5 for p in said)}
+    assert record["patches"] == counts | {"highest_probability": highest}
     stations = {"tissue", "drift", "read", "explain", "stitch", "zarr", "tiff", "overview"}
     assert record["seconds"].keys() == {"total"} | stations
     spent = sum(record["seconds"][name] for name in stations)
@@ -177,7 +180,8 @@ def test_a_slide_without_tissue_gives_a_complete_empty_map_and_says_so(tmp_path,
     path = write_svs(tmp_path / "glass.svs", [section(300, 200)])
     result = explained(path, tmp_path / "out")
     assert {p.name for p in result.folder.iterdir()} == OUTPUTS
-    assert result.record["patches"]["tissue"] == 0
+    patches = result.record["patches"]
+    assert (patches["tissue"], patches["positive"], patches["highest_probability"]) == (0, 0, None)
     assert not values_of(result.folder).any()
     assert rows_of(result.folder) == []
     assert "glass.svs: no tissue found; the map is complete and empty" in caplog.text
@@ -205,10 +209,37 @@ def test_runs_with_other_settings(slide, tmp_path, change, cells):
     assert np.isfinite(heatmap.read(0)).all()
 
 
+@pytest.mark.parametrize("version", OME_ZARR_VERSIONS)
+def test_a_range_is_that_of_the_picture_and_of_viewers_and_changes_no_value(
+    slide, result, tmp_path, monkeypatch, version
+):
+    drawn = {}
+    monkeypatch.setattr(
+        pipeline, "write_overview", lambda path, *args, **how: drawn.update(how) or path.write_bytes(b"")
+    )
+    ranged = explained(slide, tmp_path / "out", replace(SETTINGS, range=(0.25, 7.0), ome_zarr=version))
+    heatmap = Heatmap.open(ranged.folder / "saliency.ome.zarr")
+    np.testing.assert_array_equal(heatmap.read(0), values_of(result.folder))
+    assert (heatmap.window.start, heatmap.window.end) == drawn["value_range"] == (0.25, 7.0)
+    assert heatmap.window.lowest <= values_of(result.folder).min()
+    assert heatmap.window.highest == 7
+    assert strict_json(ranged.folder / "run.json")["settings"]["range"] == [0.25, 7.0]
+    patches = ranged.record["patches"]
+    assert drawn["predictions"] == Predictions(
+        "tumour", patches["tissue"], patches["positive"], patches["highest_probability"]
+    )
+    assert (
+        explained(slide, ranged.folder, replace(SETTINGS, range=(0.25, 7.0), ome_zarr=version)).differences
+        == ()
+    )
+    other = explained(slide, ranged.folder, replace(SETTINGS, range=(0.0, 1.5), ome_zarr=version))
+    assert other.differences == ("range 0.25,7.0 (now 0.0,1.5)",)
+
+
 def test_a_slide_smaller_than_a_patch_is_one_patch(tmp_path):
     path = write_svs(tmp_path / "small.svs", [section(150, 140, (10, 10, 130, 120))])
     result = explained(path, tmp_path / "out", patch=256)
-    assert result.record["patches"] == {"grid": 1, "tissue": 1}
+    assert (result.record["patches"]["grid"], result.record["patches"]["tissue"]) == (1, 1)
     assert [rows_of(result.folder)[0][name] for name in "xywh"] == ["0", "0", "256", "256"]
     values = values_of(result.folder)
     assert values[3:15, 3:15].all()
@@ -466,7 +497,11 @@ def test_one_bar_a_slide_on_terminals_only(slide, tmp_path, monkeypatch, stream,
 @pytest.mark.parametrize(
     ("layer", "method", "said"),
     [
-        ("last", "backward-hook", ["layer layer4: backward-hook changes nothing there; choose an earlier --l"]),
+        (
+            "last",
+            "backward-hook",
+            ["layer layer4: backward-hook changes nothing there; choose an earlier --l"],
+        ),
         ("last", "none", []),
         ("8", "backward-hook", []),
     ],

@@ -132,3 +132,9 @@ def test_window_spans_the_percentiles_of_the_computed_cells() -> None:
 def test_window_of_a_constant_map_has_a_length(value: float, start: float, end: float) -> None:
     cells = np.full((4, 4), value, np.float32)
     assert window_of(cells, value, value) == Window(start, end, start, end)
+
+
+def test_what_viewers_shall_display_lies_within_the_range() -> None:
+    window = Window(0.0, 2.0, 0.1, 1.9)
+    assert window.showing(-1.0, 1.0) == Window(-1.0, 2.0, -1.0, 1.0)
+    assert window.showing(0.5, 5.0) == Window(0.0, 5.0, 0.5, 5.0)

@@ -85,6 +85,7 @@ def test_what_does_not_change_the_values_is_no_difference(record, slide):
         ({"method": "none"}, "method backward-hook (now none)"),
         ({"mpp": 0.5}, "mpp default (now 0.5)"),
         ({"ome_zarr": "0.5"}, "ome-zarr 0.4 (now 0.5)"),
+        ({"range": (-0.5, 2.0)}, "range default (now -0.5,2.0)"),
     ],
 )
 def test_each_setting_that_differs_is_named(record, slide, change, words):

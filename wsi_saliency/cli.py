@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from wsi_saliency.errors import WsiSaliencyError
+from wsi_saliency.errors import SettingsError, WsiSaliencyError
 from wsi_saliency.evaluation_settings import MAX_STABILITY_MPX, SCORE_ON, SUBSTRATES, EvaluationSettings
 from wsi_saliency.settings import (
     ATTRIBUTIONS,
@@ -22,6 +22,7 @@ from wsi_saliency.settings import (
     OME_ZARR_VERSIONS,
     PRECISIONS,
     RunSettings,
+    check_range,
 )
 from wsi_saliency.training_settings import TrainingSettings
 
@@ -85,6 +86,25 @@ class _Number(click.FloatRange):
         if not math.isfinite(number):
             self.fail(f"{value!r} is not a finite number", param, ctx)
         return number
+
+
+class _Range(click.ParamType):  # type: ignore[type-arg]
+    """Two numbers with a comma between them, the first below the second."""
+
+    name = "range"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[float, float]:
+        """Split the numbers and check them."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = map(float, value.split(","))
+            check_range(low, high)
+        except (ValueError, SettingsError):
+            self.fail(f"{value!r} is not LOW,HIGH with LOW below HIGH, such as 0,0.001", param, ctx)
+        return low, high
 
 
 def _examples(*lines: str) -> str:
@@ -240,6 +260,13 @@ _target = click.option(
     default="0.4",
     show_default=True,
     help="OME-Zarr version; QuPath reads 0.4 only.",
+)
+@click.option(
+    "--range",
+    type=_Range(),
+    metavar="LOW,HIGH",
+    help="Values of the first and the last colour, so that slides can be compared.  "
+    "[default: each slide's percentiles 1 and 99]",
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks.")

@@ -20,7 +20,7 @@ from wsi_saliency.files import check_free, growing, locked, writing
 from wsi_saliency.geometry import Region, Tile
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.ome_zarr import HeatmapWriter
-from wsi_saliency.heatmap.overview import thumbnail_size, write_overview
+from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.pyramid import HeatmapInfo
 from wsi_saliency.heatmap.stitching import Stitcher
 from wsi_saliency.models.classifier import probabilities
@@ -188,12 +188,12 @@ def _write_results(
         plan = with_drift(plan, settings.workers)
     if not plan.tiles:
         log.warning("%s: no tissue found; the map is complete and empty", slide.path.name)
-    heatmap = _explain_tiles(plan, settings, work, clock, progress=progress)
+    heatmap, predictions = _explain_tiles(plan, settings, work, clock, progress=progress)
     with clock.station("tiff"):
         write_ome_tiff(work / TIFF, heatmap)
     with clock.station("overview"):
-        _write_overview(work / OVERVIEW, plan, heatmap)
-    record = run_record(plan, settings, clock)
+        _write_overview(work / OVERVIEW, plan, heatmap, predictions, settings.range)
+    record = run_record(plan, settings, predictions, clock)
     with writing(work / RUN_JSON):
         (work / RUN_JSON).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return record
@@ -201,15 +201,18 @@ def _write_results(
 
 def _explain_tiles(
     plan: Plan, settings: RunSettings, work: Path, clock: Stopwatch, *, progress: bool
-) -> Heatmap:
+) -> tuple[Heatmap, Predictions]:
     """Stream the patches through the classifier, their maps to the OME-Zarr, their figures to the table."""
     layer = plan.explainer.geometry
-    store = HeatmapWriter.create(work / ZARR, plan.cells, heatmap_info(plan), settings.ome_zarr)
+    store = HeatmapWriter.create(
+        work / ZARR, plan.cells, heatmap_info(plan), settings.ome_zarr, settings.range
+    )
     stitcher = Stitcher(
         plan.grid, plan.tiles, layer.cell_w, layer.cell_h, _near_tissue(plan, store.write_rows)
     )
     reader = PatchReader(plan.slide, plan.grid, plan.tiles, settings.workers)
     shares = iter(plan.tissue_shares)
+    said: list[float] = []  # probabilities of the target
     with (
         _tile_table(work / TILES, plan) as write_row,
         tqdm(
@@ -222,11 +225,15 @@ def _explain_tiles(
             with clock.station("stitch"):
                 for tile, cell_map in zip(tiles, explanation.maps.numpy(), strict=True):
                     stitcher.add(tile, cell_map)
-                _write_tiles(write_row, plan, tiles, shares, explanation)
+                said += _write_tiles(write_row, plan, tiles, shares, explanation)
             bar.update(len(tiles))
     with clock.station("zarr"):
         stitcher.finish()
-        return store.finish()
+        return store.finish(), Predictions.of(_target_name(plan), said)
+
+
+def _target_name(plan: Plan) -> str:
+    return plan.explainer.classifier.class_names[plan.explainer.target]
 
 
 def _near_tissue(plan: Plan, write_rows: _WriteRows) -> _WriteRows:
@@ -240,7 +247,7 @@ def heatmap_info(plan: Plan) -> HeatmapInfo:
     """Collect what the heatmap's files say about themselves."""
     explainer, classifier = plan.explainer, plan.explainer.classifier
     network = explainer.network
-    target = classifier.class_names[explainer.target]
+    target = _target_name(plan)
     return HeatmapInfo(
         slide_name=plan.slide.path.name,
         slide_size=plan.slide.size,
@@ -279,7 +286,8 @@ def _tile_table(path: Path, plan: Plan) -> Iterator[_WriteRow]:
 
 def _write_tiles(
     write_row: _WriteRow, plan: Plan, tiles: Sequence[Tile], shares: Iterator[float], explanation: Explanation
-) -> None:
+) -> list[float]:
+    """Write the rows of some tiles, and return their probabilities of the target."""
     scores = probabilities(explanation.logits, plan.explainer.classifier.output).tolist()
     flat = explanation.maps.flatten(1)
     for tile, tissue, score, mean, largest in zip(
@@ -287,14 +295,21 @@ def _write_tiles(
     ):
         figures = [f"{value:.6g}" for value in (*score, mean, largest)]
         write_row([*plan.grid.level0_box(tile), f"{tissue:.4f}", *figures])
+    return [score[plan.explainer.target] for score in scores]
 
 
-def _write_overview(path: Path, plan: Plan, heatmap: Heatmap) -> None:
+def _write_overview(
+    path: Path,
+    plan: Plan,
+    heatmap: Heatmap,
+    predictions: Predictions,
+    value_range: tuple[float, float] | None,
+) -> None:
     size = plan.slide.size
     thumbnail = plan.slide.read(Region(0, 0, size.w, size.h), thumbnail_size(size))
-    target = plan.explainer.classifier.class_names[plan.explainer.target]
-    attribution = plan.explainer.network.attribution
+    target, attribution = _target_name(plan), plan.explainer.network.attribution
+    draw = partial(write_overview, path, thumbnail, heatmap, predictions=predictions, value_range=value_range)
     if attribution == "gradient":  # its sign is that of a layer's channels, which nobody chose
-        write_overview(path, thumbnail, heatmap, label=f"|gradient| of the {target} logit", signed=False)
+        draw(label=f"|gradient| of the {target} logit", signed=False)
     else:
-        write_overview(path, thumbnail, heatmap, label=f"{attribution}, {target} logit")
+        draw(label=f"{attribution}, {target} logit")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
+    from wsi_saliency.heatmap.overview import Predictions
     from wsi_saliency.plan import Plan
     from wsi_saliency.saliency.engine import Explainer
 
@@ -112,10 +113,14 @@ def weight_hashes(explainer: Explainer) -> dict[str, str | None]:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value))
     return "default" if value is None else str(value)
 
 
-def run_record(plan: Plan, settings: RunSettings, clock: Stopwatch) -> dict[str, Any]:
+def run_record(
+    plan: Plan, settings: RunSettings, predictions: Predictions, clock: Stopwatch
+) -> dict[str, Any]:
     """Collect the record of a finished slide, JSON-ready."""
     return {
         "status": COMPLETE,
@@ -134,7 +139,12 @@ def run_record(plan: Plan, settings: RunSettings, clock: Stopwatch) -> dict[str,
             "y": plan.drift[1],
             "unit": "canvas pixels, taken out of the placement",
         },
-        "patches": {"grid": len(plan.grid), "tissue": len(plan.tiles)},
+        "patches": {
+            "grid": len(plan.grid),
+            "tissue": len(plan.tiles),
+            "positive": predictions.positive,
+            "highest_probability": predictions.highest,
+        },
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
     }
 

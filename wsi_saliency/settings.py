@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from wsi_saliency.errors import SettingsError
+
 Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surrogate"]
 Attribution = Literal["gradient", "gradient-x-activation", "deeplift", "integrated-gradients", "gradcam"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -23,6 +25,7 @@ OME_ZARR_VERSIONS: tuple[OmeZarrVersion, ...] = get_args(OmeZarrVersion)
 DEFAULT_MODEL = "camelyon16"
 DEFAULT_LAYER = "8"
 MAX_OVERLAP = 0.9
+RANGE_LIMIT = 1e30  # of values, and one over it of their distance: far beyond any map
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,14 @@ class RunSettings:
         Where the classifier runs, and in which number format.
     ome_zarr
         Version of the OME-Zarr format to write.
+    range
+        Values of the first and the last colour, of the overview and of viewers that read OME-Zarr; None takes
+        the 1st and 99th percentile of each slide.
+
+    Raises
+    ------
+    SettingsError
+        If the range is none.
     """
 
     model: str = DEFAULT_MODEL
@@ -81,10 +92,35 @@ class RunSettings:
     device: str = "auto"
     precision: Precision = "auto"
     ome_zarr: OmeZarrVersion = "0.4"
+    range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if self.range is not None:
+            check_range(*self.range)
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
-        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        return {k: _json_ready(v) for k, v in asdict(self).items()}
+
+
+def _json_ready(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+def check_range(low: float, high: float) -> None:
+    """Find out whether colours can span two values.
+
+    Raises
+    ------
+    SettingsError
+        If they are not finite, or the first is not below the second.
+    """
+    if not -RANGE_LIMIT <= low < high <= RANGE_LIMIT or high - low < 1 / RANGE_LIMIT:
+        raise SettingsError(
+            f"--range {low:g},{high:g}: LOW has to be below HIGH, both finite: --range 0,0.001"
+        )
 
 
 def default_layer(attribution: Attribution) -> str:

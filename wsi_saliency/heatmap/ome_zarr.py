@@ -111,7 +111,16 @@ class HeatmapWriter:
     an image.
     """
 
-    def __init__(self, path: Path, size: Size, info: HeatmapInfo, group: zarr.Group, levels: list[_Level]):
+    def __init__(
+        self,
+        path: Path,
+        size: Size,
+        info: HeatmapInfo,
+        group: zarr.Group,
+        levels: list[_Level],
+        shown: tuple[float, float] | None,
+    ):
+        self._shown = shown
         self._path, self._size, self._info, self._group, self._arrays = path, size, info, group, levels
         self._next_y = 0
         self._lowest = self._highest = 0.0
@@ -125,9 +134,16 @@ class HeatmapWriter:
 
     @classmethod
     def create(
-        cls, path: Path, size: Size, info: HeatmapInfo, version: OmeZarrVersion = "0.4"
+        cls,
+        path: Path,
+        size: Size,
+        info: HeatmapInfo,
+        version: OmeZarrVersion = "0.4",
+        shown: tuple[float, float] | None = None,
     ) -> HeatmapWriter:
         """Start a store for ``size`` cells at ``path``, which must not exist.
+
+        Viewers shall display the values ``shown``; None: between the 1st and the 99th percentile.
 
         Raises
         ------
@@ -141,7 +157,7 @@ class HeatmapWriter:
         with writing(path):
             group = zarr.create_group(path, zarr_format=2 if version == "0.4" else 3)
             levels = [_create_level(group, k, cells) for k, cells in enumerate(level_sizes(size))]
-        return cls(path, size, info, group, levels)
+        return cls(path, size, info, group, levels, shown)
 
     def write_rows(self, cell_y: int, rows: NDArray[np.float32]) -> None:
         """Write ``rows``, (n, w) float32, whose first is row ``cell_y`` of the map.
@@ -204,6 +220,8 @@ class HeatmapWriter:
     def _attributes(self) -> dict[str, Any]:
         info = self._info
         window = window_of(np.concatenate(self._sample), self._lowest, self._highest)
+        if self._shown is not None:
+            window = window.showing(*self._shown)
         ours = {
             "placement": info.facts(self._size),
             "channel": info.channel,

@@ -20,11 +20,13 @@ from wsi_saliency.heatmap.pyramid import Window, window_of
 from wsi_saliency.heatmap.ticks import Ticks, length_label, nice_number
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from wsi_saliency.heatmap.ome_zarr import Heatmap
+    from wsi_saliency.heatmap.pyramid import HeatmapInfo
 
 LONGEST_PX = 2000
 """The picture is at most this long."""
@@ -32,7 +34,7 @@ LONGEST_PX = 2000
 MAX_BYTES = 5_000_000
 """The file is at most this large; pictures of very busy slides are made smaller."""
 
-_MARGIN, _GAP, _HEADER, _FOOTER, _BAR = 40, 30, 130, 70, 180
+_MARGIN, _GAP, _HEADER, _FOOTER, _BAR = 40, 30, 160, 70, 180
 _MIN_WIDTH, _SHORTEST_BAR, _LONGEST_BAR = 900, 90, 900
 _TINY = 600
 _PX_PER_TICK = 60
@@ -40,8 +42,43 @@ _FRAME = "#c9c9d0"
 _FADED = 0.68 / 3, 0.12, 0.2 * 255
 """What remains of a pixel behind the map: of each of its three colours, of its own once more, and white."""
 _SIGNED_SHARE = 0.1
+_DARK = "the map stays dark, because no patch is positive; --range LOW,HIGH shows it"
 _COMPRESSION = {"compress_level": 3, "compress_type": zlib.Z_RLE}
 """Half the time of Pillow's own choice; on tissue, files are as small."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a classifier said of the patches of a slide.
+
+    Parameters
+    ----------
+    target
+        Name of the class that is explained.
+    patches
+        Explained patches.
+    positive
+        Those of them whose probability of the target is over one half.
+    highest
+        The highest probability of the target; None without patches.
+    """
+
+    target: str
+    patches: int
+    positive: int
+    highest: float | None
+
+    @classmethod
+    def of(cls, target: str, probabilities: Sequence[float]) -> Predictions:
+        """Count the patches by their probabilities of the target."""
+        positive = sum(probability > 0.5 for probability in probabilities)
+        return cls(target, len(probabilities), positive, max(probabilities, default=None))
+
+    def __str__(self) -> str:
+        if self.highest is None:
+            return "nothing on this slide was explained: no tissue was found"
+        counts = f"{self.positive or 'none'} of {self.patches}"
+        return f"patches predicted as {self.target}: {counts} · highest probability {self.highest:.3g}"
 
 
 @dataclass(frozen=True)
@@ -69,12 +106,14 @@ def write_overview(
     *,
     label: str = "saliency",
     signed: bool | None = None,
+    predictions: Predictions | None = None,
+    value_range: tuple[float, float] | None = None,
 ) -> None:
     """Draw the slide beside the same slide with the map over it, as a PNG.
 
-    Values from the 1st to the 99th percentile of what is shown have different colours; the lower a value's
-    magnitude, the more of the tissue remains visible. Where the map is 0, nothing was computed and nothing is
-    shown.
+    The lower a value's magnitude, the more of the tissue remains visible. Where the map is 0, nothing was
+    computed and nothing is shown. By percentiles, a slide without any positive patch would look as bright as
+    one full of tumour; so its map stays dark, unless a range is given.
 
     Parameters
     ----------
@@ -89,6 +128,11 @@ def write_overview(
     signed
         True draws signed values in diverging colours around 0, False their magnitudes in magma. None decides
         by `is_signed`.
+    predictions
+        What the classifier said of the slide, to be written above it.
+    value_range
+        Values of the first and the last colour; None takes the 1st and 99th percentile of what is shown.
+        Signed values are coloured as far on one side of 0 as on the other.
 
     Raises
     ------
@@ -99,14 +143,20 @@ def write_overview(
     values = map_on_thumbnail(heatmap, thumbnail_size(heatmap.info.slide_size))
     if signed is False:
         values = np.abs(values)
-    scale = _colour_scale(values, signed)
+    dark = value_range is None and predictions is not None and predictions.positive == 0 < predictions.patches
+    if dark:
+        values = np.zeros_like(values)
+    scale = _colour_scale(values, signed, value_range)
     picture = Image.new("RGB", (layout.size.w, layout.size.h), "white")
     _draw_panels(picture, layout, Image.fromarray(thumbnail), Image.fromarray(scale(values)))
     slide_um = heatmap.info.slide_size.w * heatmap.info.slide_mpp.x
     for panel in (layout.slide, layout.overlay):
         _draw_scale_bar(picture, panel, slide_um / panel.w)
-    _draw_colour_bar(picture, layout, scale, label)
-    _write_texts(picture, heatmap.info.slide_name, heatmap.info.channel, _note(heatmap, values))
+    if values.any():
+        _draw_colour_bar(picture, layout, scale, label)
+    note = _DARK if dark else _note(heatmap.info, None if value_range is None else scale)
+    said = "" if predictions is None else str(predictions)
+    _write_texts(picture, heatmap.info.slide_name, heatmap.info.channel, said, note)
     with writing(path):
         path.write_bytes(_png(picture))
 
@@ -145,8 +195,12 @@ def is_signed(window: Window) -> bool:
     return window.start < 0 and -window.start >= _SIGNED_SHARE * window.end
 
 
-def _colour_scale(values: NDArray[np.float32], signed: bool | None) -> ColourScale:
+def _colour_scale(
+    values: NDArray[np.float32], signed: bool | None, value_range: tuple[float, float] | None
+) -> ColourScale:
     window = window_of(values, 0.0, 0.0)
+    if value_range is not None:
+        window = window.showing(*value_range)
     if is_signed(window) if signed is None else signed:
         return ColourScale.diverging(max(abs(window.start), abs(window.end)))
     return ColourScale.magnitudes(window.start, window.end)
@@ -232,17 +286,21 @@ def _draw_ticks(picture: Image.Image, box: _Box, scale: ColourScale) -> int:
     return right + 10 + round(max(face.getlength(text) for text in ("0", *ticks.labels)))
 
 
-def _note(heatmap: Heatmap, values: NDArray[np.float32]) -> str:
-    if not values.any():
-        return "nothing on this slide was explained"
-    cell = heatmap.info.cell_mpp(0)
-    return f"one cell of the map is {cell.x:.3g} × {cell.y:.3g} µm · colours span percentiles 1 to 99"
+def _note(info: HeatmapInfo, fixed: ColourScale | None) -> str:
+    cell = info.cell_mpp(0)
+    span = (
+        f"{fixed.low:g} to {fixed.high:g}, whatever the slide"
+        if fixed
+        else "percentiles 1 to 99 of this slide"
+    )
+    return f"one cell of the map is {cell.x:.3g} × {cell.y:.3g} µm · colours span {span}"
 
 
-def _write_texts(picture: Image.Image, title: str, channel: str, note: str) -> None:
+def _write_texts(picture: Image.Image, title: str, channel: str, predictions: str, note: str) -> None:
     lines = (
         (title, 44, font(28, bold=True), INK),
         (channel, 88, font(19), FAINT_INK),
+        (predictions, 122, font(19), INK),
         (note, picture.height - 32, font(15), FAINT_INK),
     )
     for text, y, face, colour in lines:

@@ -120,13 +120,17 @@ class Window:
     lowest, highest
         Range of all values, 0 included.
     start, end
-        1st and 99th percentile of the computed (non-zero) cells, see `window_of`.
+        1st and 99th percentile of the computed (non-zero) cells, see `window_of`, or what was asked for.
     """
 
     lowest: float
     highest: float
     start: float
     end: float
+
+    def showing(self, start: float, end: float) -> Window:
+        """Display the values from ``start`` to ``end`` instead; the range is widened to hold them."""
+        return Window(min(self.lowest, start), max(self.highest, end), start, end)
 
 
 def printable(text: str) -> str:
