@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -421,6 +422,7 @@ def test_methods_that_do_nothing_at_a_layer_are_said_to(spots, caplog):
     ]
 
 
+@pytest.mark.usefixtures("spots")
 def test_annotations_outside_tissue_are_said_to_be_and_give_no_figures(slide, tmp_path, out, caplog):
     file = drawn(tmp_path / "glass.geojson", (320, 280, 40, 30))
     found = evaluate_slides([slide], out, settings_of(annotations=file))
@@ -539,6 +541,23 @@ def test_an_evaluation_is_kept_before_any_work_is_done(monkeypatch, spots, slide
     with pytest.raises(OutputError, match="--overwrite"):
         evaluate_slides([slide], out, settings_of())
     assert before.keys() - times_of(out).keys() == {out / "metrics.json"}
+
+
+@pytest.mark.usefixtures("spots")
+def test_an_evaluation_waits_for_another_one_there_and_keeps_it(monkeypatch, slide, out):
+    monkeypatch.setattr(Subject, "of", lambda settings: pytest.fail("worked"))
+
+    @contextmanager
+    def locked(place):
+        """The other one has just finished."""
+        place.parent.mkdir(parents=True)
+        place.write_text("{}")
+        yield
+
+    monkeypatch.setattr(evaluate, "locked", locked)
+    with pytest.raises(OutputError, match="holds an evaluation already"):
+        evaluate_slides([slide], out, settings_of())
+    assert names_in(out) == ["metrics.json"]
 
 
 @pytest.mark.usefixtures("spots")

@@ -17,6 +17,7 @@ from filelock import FileLock
 from wsi_saliency import files
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import (
+    check_file,
     check_folder,
     check_free,
     filling,
@@ -184,8 +185,17 @@ def test_a_place_without_a_name_of_its_own_is_refused(tmp_path, monkeypatch, nam
     assert tree(tmp_path) == {}
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_is_no_folder_and_a_folder_no_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     file = made(tmp_path, file="") / "file"
+    check_file(file)
+    for place in (Path(), Path(".."), tmp_path):
+        with pytest.raises(
+            OutputError, match=r"cannot be written \(it is a folder\); choose another file .*-o"
+        ):
+            check_file(place)
+    with pytest.raises(OutputError, match="file: cannot be written"):
+        check_file(file / "below")
     for folder in (file, file / "below" / "out"):
         with pytest.raises(
             OutputError, match=r"file: cannot be written \(it is a file, not a folder\); .* -o"

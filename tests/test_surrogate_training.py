@@ -173,7 +173,7 @@ def test_another_training_is_not_continued(tmp_path):
 
 
 def test_a_checkpoint_that_cannot_be_written(tmp_path):
-    with pytest.raises(OutputError, match="checkpoint cannot be written"):
+    with pytest.raises(OutputError, match="checkpoint: cannot be written"):
         train_surrogate(random_net(), batches(1), 1, checkpoint=tmp_path / "missing" / "checkpoint")
 
 

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from click.testing import CliRunner
+from filelock import FileLock, Timeout
 from safetensors.torch import save_file
 from torch.testing import assert_close
 
@@ -163,7 +164,30 @@ def test_an_output_that_cannot_be_written_is_found_before_anything_is_read(model
     line = one_line(train(tmp_path / "missing.svs", model, tmp_path / "file" / "s.safetensors"))
     assert "cannot be written" in line
     assert "-o" in line
-    assert "it is a folder" in one_line(train(tmp_path / "missing.svs", model, tmp_path))
+    for folder in (tmp_path, ".", ""):
+        assert "it is a folder" in one_line(train(tmp_path / "missing.svs", model, folder))
+
+
+def test_a_slide_is_opened_before_the_classifier_is_loaded_and_nothing_is_left(tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "load_classifier", lambda *_, **how: pytest.fail("loaded"))
+    (tmp_path / "bad.svs").touch()
+    line = one_line(train(tmp_path / "bad.svs", "demo", tmp_path / "new" / "folder" / "s.safetensors"))
+    assert "bad.svs: the file is empty" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["bad.svs"]
+
+
+def test_a_training_waits_for_another_one_of_the_same_file(slide, model, tmp_path, monkeypatch):
+    out = tmp_path / "s.safetensors"
+    load = training.load_classifier
+
+    def watched(*args, **how):
+        with pytest.raises(Timeout):
+            FileLock(tmp_path / ".s.safetensors.lock").acquire(blocking=False)
+        return load(*args, **how)
+
+    monkeypatch.setattr(training, "load_classifier", watched)
+    assert train(slide, model, out).exit_code == 0
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
 
 
 def test_more_patches_than_memory(slide, model, tmp_path):

@@ -6,10 +6,8 @@ import csv
 import logging
 import os
 import platform
-import tempfile
 import time
 from collections import Counter
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -39,7 +37,7 @@ from wsi_saliency.evaluation.results import Evaluation, Example, Localised, MapK
 from wsi_saliency.evaluation.sanity import cascade, stages
 from wsi_saliency.evaluation.stability import GridStability, PatchMaps
 from wsi_saliency.evaluation_settings import EvaluationSettings
-from wsi_saliency.files import writing
+from wsi_saliency.files import check_folder, filling, locked, writing
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.models.loading import load_classifier
@@ -118,7 +116,9 @@ def evaluate_slides(
     """
     settings, folder = settings or EvaluationSettings(), Path(folder)
     named = distinct_names(Path(slide) for slide in slides)
-    with _reserved(folder, overwrite=overwrite):
+    _check_free(folder, overwrite=overwrite)
+    with locked(folder / METRICS_JSON):
+        _check_free(folder, overwrite=overwrite)  # another run may have been at it meanwhile
         try:
             evaluation = _evaluate(named, folder / MAPS, settings, progress=progress)
         except SlideError as e:
@@ -132,8 +132,19 @@ def evaluate_slides(
                 f"{settings.model}: a pass does not fit into the device's memory; use a smaller --batch or "
                 "--patches, or --device cpu"
             ) from e
-        _publish(evaluation, folder)
+        with filling(folder, METRICS_JSON, [f"{name}.png" for name in PICTURES]) as work:
+            write_report(evaluation, work)
     return evaluation
+
+
+def _check_free(folder: Path, *, overwrite: bool) -> None:
+    """Find out before the work whether a report may be written there."""
+    check_folder(folder)
+    with writing(folder):
+        if not overwrite and any((folder / name).exists() for name in (METRICS_JSON, INDEX_HTML)):
+            raise OutputError(
+                f"{folder}: holds an evaluation already; --overwrite replaces it, -o names another folder"
+            )
 
 
 def _evaluate(
@@ -141,6 +152,8 @@ def _evaluate(
 ) -> Evaluation:
     """Do everything but the report; ``named`` are the slides and their `distinct_names`."""
     started, start = datetime.now(UTC), time.perf_counter()
+    for path in named:
+        open_slide(path, settings.mpp).close()  # raises before the classifier is loaded, not after
     drawn = _annotations(named, settings) if settings.annotations else {}
     subject = Subject.of(settings)
     patches = subject.sample(list(named), progress=progress)
@@ -511,33 +524,3 @@ def _facts(subject: Subject, named: dict[Path, str], contest: Contest) -> dict[s
         "device": str(subject.device),
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
     }
-
-
-@contextmanager
-def _reserved(folder: Path, *, overwrite: bool) -> Iterator[None]:
-    """Make sure before the work that a report may be written there; what stays empty is removed again."""
-    made: list[Path] = []
-    try:
-        with writing(folder):
-            if not overwrite and any((folder / name).exists() for name in (METRICS_JSON, INDEX_HTML)):
-                raise OutputError(
-                    f"{folder}: holds an evaluation already; --overwrite replaces it, -o names another folder"
-                )
-            made = [path for path in (folder, *folder.parents) if not path.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-        yield
-    finally:
-        for path in made:
-            with suppress(OSError):  # not empty
-                path.rmdir()
-
-
-def _publish(evaluation: Evaluation, folder: Path) -> None:
-    """Write the report beside its place, and move it there, ``metrics.json`` last."""
-    with writing(folder), tempfile.TemporaryDirectory(prefix=".report-", dir=folder) as work:
-        write_report(evaluation, Path(work))
-        (folder / METRICS_JSON).unlink(missing_ok=True)  # says that the rest is there
-        for name in PICTURES:
-            (folder / f"{name}.png").unlink(missing_ok=True)  # the new report may lack one
-        for file in sorted(Path(work).iterdir(), key=lambda file: file.name == METRICS_JSON):
-            os.replace(file, folder / file.name)

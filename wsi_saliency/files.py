@@ -80,6 +80,20 @@ def check_folder(folder: Path) -> None:
             )
 
 
+def check_file(file: Path) -> None:
+    """Make sure that no folder stands where a file is wanted.
+
+    Raises
+    ------
+    OutputError
+        If ``file`` is a folder, or would lie in a file.
+    """
+    check_folder(file.parent)
+    with writing(file, "file"):
+        if file.is_dir():
+            raise OutputError(f"{file}: cannot be written (it is a folder); choose another file with -o")
+
+
 def check_free(folder: Path, may_replace: Callable[[Path], bool] | None = None) -> None:
     """Make sure that a result may take a place: nothing is there, an empty folder, or what may be replaced.
 
@@ -245,7 +259,7 @@ def replacing(file: Path) -> Iterator[Path]:
     OutputError
         For any ``OSError`` inside.
     """
-    with writing(file, "file"), _folders_above(file):
+    with writing(file, "file"):
         _clear(file)
         with _working(file) as working, _named(working / file.name, file):
             yield working / file.name

@@ -11,13 +11,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from wsi_saliency.errors import ModelError, OutputError
+from wsi_saliency.errors import ModelError
+from wsi_saliency.files import check_file, locked
 from wsi_saliency.models.classifier import Classifier, probabilities, standard_logits
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.engine import choose_device
 from wsi_saliency.saliency.surrogate import replaceable
 from wsi_saliency.saliency.surrogate_training import train_surrogate
 from wsi_saliency.sampling import Balance, Sample, sample_patches
+from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.training_settings import TrainingSettings
 
 if TYPE_CHECKING:
@@ -40,7 +42,7 @@ def train_surrogate_on_slides(
     """Train a surrogate for a classifier on patches of slides, and write it to a file.
 
     After each epoch a checkpoint is written beside the file; the same call continues from it. It is deleted
-    when the file is there.
+    when the file is there. While another training works on the file, this one waits.
 
     Parameters
     ----------
@@ -60,37 +62,28 @@ def train_surrogate_on_slides(
         replace, the settings do not fit, or the file cannot be written.
     """
     file, settings = Path(file), settings or TrainingSettings()
-    _check_writable(file)
-    classifier = load_classifier(
-        settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
-    )
-    replaceable(classifier.module)  # raises before the slides are read, not after
-    device = choose_device(settings.device)
-    classifier.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    patches = sample_patches(slides, classifier, settings, _balance(classifier, settings), progress=progress)
-    checkpoint = checkpoint_of(file)
-    surrogate = _train(classifier, patches, settings, _facts(slides, settings), checkpoint, progress=progress)
-    surrogate.save(file)
-    checkpoint.unlink(missing_ok=True)
+    check_file(file)
+    with locked(file, "file"):
+        for path in slides:
+            open_slide(path, settings.mpp).close()  # raises before the classifier is loaded, not after
+        classifier = load_classifier(
+            settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
+        )
+        replaceable(classifier.module)  # raises before the slides are read, not after
+        device = choose_device(settings.device)
+        classifier.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        balance = _balance(classifier, settings)
+        patches = sample_patches(slides, classifier, settings, balance, progress=progress)
+        checkpoint, facts = checkpoint_of(file), _facts(slides, settings)
+        surrogate = _train(classifier, patches, settings, facts, checkpoint, progress=progress)
+        surrogate.save(file)
+        checkpoint.unlink(missing_ok=True)
     return surrogate
 
 
 def checkpoint_of(file: Path) -> Path:
     """Return where the checkpoint lies while ``file`` is being made."""
-    return file.with_name(f"{file.name}.checkpoint")
-
-
-def _check_writable(file: Path) -> None:
-    """Find out before the training and not after it."""
-    partial = file.with_name(f"{file.name}.partial")
-    try:
-        if file.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.touch()
-        partial.unlink()
-    except OSError as e:
-        raise OutputError(f"{file}: cannot be written ({e.strerror}); choose another file with -o") from e
+    return file.parent / f"{file.name}.checkpoint"
 
 
 def _facts(slides: Sequence[Path | str], settings: TrainingSettings) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, OutputError
+from wsi_saliency.files import replacing
 from wsi_saliency.saliency.layers import strided_behind_stem, strided_convolutions
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class Surrogate:
         return hash_of(nn.ModuleList(self.layers.values()))
 
     def save(self, path: Path | str) -> None:
-        """Write a safetensors file, under a temporary name first.
+        """Write a safetensors file, whole or not at all.
 
         Raises
         ------
@@ -247,13 +248,11 @@ class Surrogate:
             "scores": json.dumps(self.scores and asdict(self.scores), allow_nan=False),
         }
         path = Path(path)
-        partial = path.with_name(f"{path.name}.partial")
         try:
-            save_file(tensors, partial, metadata)
-            partial.chmod(0o644)
-            partial.replace(path)
-        except (OSError, SafetensorError) as error:
-            partial.unlink(missing_ok=True)
+            with replacing(path) as part:
+                save_file(tensors, part, metadata)
+                part.chmod(0o644)
+        except SafetensorError as error:
             raise OutputError(f"{path}: cannot be written ({error}); choose another file with -o") from error
 
     @classmethod

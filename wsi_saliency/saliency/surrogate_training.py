@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import OutputError, SettingsError
+from wsi_saliency.files import replacing
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.surrogate import Scores, Surrogate, SurrogateConv, hash_of, replaceable
@@ -200,7 +201,7 @@ class _Training:
         return Surrogate(self.model_hash, layers, self.facts | {"epochs": self.epochs_done})
 
     def keep(self, path: Path) -> None:
-        """Write everything that continuing needs, under a temporary name first."""
+        """Write everything that continuing needs."""
         state = {
             "model_hash": self.model_hash,
             "facts": json.dumps(self.facts),
@@ -208,11 +209,10 @@ class _Training:
             "layers": {name: layer.state_dict() for name, layer in self.layers.items()},
             "optimiser": self.optimiser.state_dict(),
         }
-        partial = path.with_name(f"{path.name}.partial")
         try:
-            torch.save(state, partial)
-            partial.replace(path)
-        except (OSError, RuntimeError) as error:
+            with replacing(path) as part:
+                torch.save(state, part)
+        except RuntimeError as error:  # torch's own writer
             raise OutputError(f"{path}: the checkpoint cannot be written ({error})") from error
 
     def resume(self, path: Path) -> None:
