@@ -1,0 +1,109 @@
+"""How little a map depends on where the grid of patches lies, at each overlap, and what overlap costs.
+
+    cd benchmarks; SHARED=../../shared
+    python stability.py $SHARED/slides/cmu-1-small-region.svs --model $SHARED/real/resnet18_colon.safetensors
+
+Maps a part of the slide on two grids (`GridStability`), then the whole slide once at each overlap.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from wsi_saliency import EvaluationSettings, RunSettings, explain_slide, open_slide
+from wsi_saliency.evaluate import Subject
+from wsi_saliency.evaluation.candidates import Candidate
+from wsi_saliency.evaluation.results import MapKind
+from wsi_saliency.evaluation.stability import GridStability, PatchMaps
+from wsi_saliency.plan import canvas_for, wanted_mpp
+from wsi_saliency.saliency.engine import Explainer
+from wsi_saliency.saliency.smoothing import SMOOTHING
+from wsi_saliency.settings import ATTRIBUTIONS, METHODS
+from wsi_saliency.slides.tissue import tissue_mask
+
+UNTRAINED = [method for method in METHODS if not SMOOTHING[method].imitates]
+
+
+def correlations(subject: Subject, slide: Path, overlap: float, most_pixels: int) -> dict[MapKind, float]:
+    """Measure the grid stability of all candidates."""
+    maps = {c.kind: PatchMaps(partial(_explain, subject.explainer(c)), c.geometry) for c in subject.compared}
+    with open_slide(slide) as opened:
+        canvas = canvas_for(opened, wanted_mpp(subject.classifier))
+        grid = GridStability(
+            tissue_mask(opened), canvas, maps, subject.classifier.patch, overlap, most_pixels
+        )
+        with tqdm(total=grid.patches, desc=f"overlap {overlap:g}", unit="patch", disable=None) as bar:
+            return grid.measure(opened, progress=bar.update)
+
+
+def _explain(explainer: Explainer, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return explainer(patches).maps.numpy()
+
+
+def table(
+    candidates: Sequence[Candidate], overlaps: Sequence[float], found: Sequence[dict[MapKind, float]]
+) -> None:
+    """Print a row for each candidate."""
+    print(f"| layer | attribution | method | {' | '.join(f'{overlap:g}' for overlap in overlaps)} |")
+    print("|---|---|---|" + "---|" * len(overlaps))
+    for candidate in candidates:
+        kind = candidate.kind
+        cells = " | ".join(f"{at[kind]:.2f}".replace("-", "−") for at in found)
+        print(f"| 1/{kind.reduction} | {kind.attribution} | {kind.method} | {cells} |")
+
+
+def cost(subject: Subject, candidate: Candidate, slide: Path, overlaps: Sequence[float]) -> None:
+    """Print the patches and seconds of a run at each overlap, and as multiples of those at the first."""
+    n, spent = candidate.network, []
+    for overlap in overlaps:
+        settings = RunSettings(
+            subject.settings.model, None, n.method, n.attribution, layer=n.layer, overlap=overlap
+        )
+        with tempfile.TemporaryDirectory() as folder:
+            record = explain_slide(
+                slide, Path(folder) / "map", settings, explainer=subject.explainer(candidate)
+            ).record
+        spent.append((record["patches"]["tissue"], record["seconds"]["total"]))
+    print("\n| overlap | patches | | seconds | |\n|---|---|---|---|---|")
+    for overlap, (patches, seconds) in zip(overlaps, spent, strict=True):
+        times = f"× {patches / spent[0][0]:.1f} | {seconds:.0f} | × {seconds / spent[0][1]:.1f}"
+        print(f"| {overlap:g} | {patches} | {times} |")
+
+
+@click.command()
+@click.argument("slide", type=click.Path(exists=True, path_type=Path))
+@click.option("--model", required=True)
+@click.option("--target")
+@click.option("--mpx", default=2.0, show_default=True, help="Megapixels that are mapped twice.")
+@click.option("--overlap", "overlaps", multiple=True, type=float, default=(0.25, 0.5, 0.75))
+@click.option("--method", "methods", multiple=True, default=UNTRAINED)
+@click.option("--attribution", "attributions", multiple=True, default=ATTRIBUTIONS[:3])
+@click.option("--layer", "layers", multiple=True, default=("8", "16"))
+@click.option("--cost/--no-cost", "costs", default=True, help="Map the whole slide at each overlap too.")
+def main(
+    slide: Path,
+    model: str,
+    target: str | None,
+    mpx: float,
+    overlaps: tuple[float, ...],
+    costs: bool,
+    **compared: tuple[str, ...],
+) -> None:
+    """Print the tables."""
+    subject = Subject.of(EvaluationSettings(model, target=target, **compared))
+    found = [correlations(subject, slide, overlap, round(mpx * 1e6)) for overlap in overlaps]
+    table(subject.compared, overlaps, found)
+    if costs:
+        cost(subject, subject.compared[0], slide, overlaps)
+
+
+if __name__ == "__main__":
+    main()
