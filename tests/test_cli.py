@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields, replace
 from pathlib import Path
 
@@ -175,6 +178,9 @@ def test_the_program_runs_from_its_folder():
         ["run", "a.svs", "--mpp", "0"],
         ["run", "a.svs", "--tissue-threshold", "2"],
         ["run", "a.svs", "--ome-zarr", "0.3"],
+        ["run", "a.svs", "--patch", "100000"],
+        ["run", "a.svs", "--surrogate", "s.safetensors"],
+        ["evaluate", "a.svs", "--surrogate", "s.safetensors", "--methods", "none,backward-hook"],
         *(
             ["run", "a.svs", "--range", text]
             for text in ("1,0", "0,0", "1", "0,1,2", "0,nan", "-inf,0", "a,b")
@@ -354,16 +360,74 @@ def test_an_unexpected_error_has_a_traceback_with_v_only(call, slide, tmp_path, 
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 @pytest.mark.usefixtures("spots")
-def test_interruption_is_exit_code_130_and_leaves_nothing(call, slide, tmp_path, monkeypatch):
+def test_an_interrupted_run_says_so_and_leaves_nothing(call, slide, tmp_path, monkeypatch, name, code):
     def interrupted(*args):
-        raise KeyboardInterrupt
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(5)
 
     monkeypatch.setattr(Explainer, "__call__", interrupted)
     result = call("run", slide)
-    assert result.exit_code == 130
+    assert result.exit_code == code
     assert result.stderr == "Interrupted; nothing unfinished was left behind.\n"
-    assert left(tmp_path) == []
+    assert list(tmp_path.iterdir()) == [slide]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs the signals of POSIX")
+@pytest.mark.parametrize(
+    ("arguments", "lock", "sent", "code"),
+    [
+        (["run", "slide.svs", "-o", "new/out"], "new/out/.slide.lock", "SIGTERM", 143),
+        (["evaluate", "slide.svs", "-o", "new/out"], "new/out/.metrics.json.lock", "SIGHUP", 129),
+        (["train-surrogate", "slide.svs", "-o", "new/s.st"], "new/.s.st.lock", "SIGTERM", 143),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_a_program_that_gets_a_signal_leaves_nothing(slide, tmp_path, arguments, lock, sent, code):
+    """Another process, which is at work as soon as it has its lock."""
+    program = subprocess.Popen(
+        [sys.executable, "-m", "wsi_saliency.cli", *arguments, "--model", "demo", "--device", "cpu"],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    try:
+        while not (tmp_path / lock).exists() and program.poll() is None:
+            time.sleep(0.01)
+        program.send_signal(getattr(signal, sent))
+        _, said = program.communicate(timeout=60)
+    finally:
+        program.kill()
+    assert said.splitlines()[-1] == "Interrupted; nothing unfinished was left behind."
+    assert program.returncode == code
+    assert list(tmp_path.iterdir()) == [slide]
+
+
+HOSTILE = "\x1b[2J\u202e.svs"
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_name_cannot_steer_the_terminal(call, tmp_path, monkeypatch):
+    """Neither that of a slide nor what weights say, in results, warnings and errors."""
+    noted = replace(spot_classifier(64), notes=("\x1b]0;title\x07",))
+    monkeypatch.setattr(loading, "_load", lambda uri, weights: noted)
+    write_svs(tmp_path / HOSTILE, [PICTURE])
+    write_svs(tmp_path / f"empty{HOSTILE}", [section(96, 96)])
+    (tmp_path / f"bad{HOSTILE}").touch()
+    shown = 0
+    for command in (
+        ["run", "."],
+        ["run", "."],
+        ["inspect", HOSTILE],
+        ["inspect", f"bad{HOSTILE}"],
+        ["check-model", "x"],
+    ):
+        result = call(*command)
+        assert not {"\x1b", "\x07", "\u202e"} & set(result.output)
+        shown += result.output.count(r"\x1b[2J\u202e.svs") + result.output.count(r"\x1b]0;title\x07")
+    assert shown > 6
 
 
 # -------------------------------------------------------------------------------------------- good runs
@@ -575,7 +639,7 @@ def test_wrong_usage_of_evaluate_is_exit_code_2(call, slide, arguments, words):
         (["--annotations", "slide.svs"], ["slide.svs", "--annotations takes QuPath GeoJSON"]),
         (["--patches", "9999999"], ["--patches"]),
         (["-o", "slide.svs"], ["slide.svs: cannot be written", "-o"]),
-        (["-o", "slide.svs/below"], ["slide.svs/below: cannot be written", "-o"]),
+        (["-o", "slide.svs/below"], ["slide.svs: cannot be written", "-o"]),
     ],
     ids=lambda value: " ".join(value)[:30],
 )

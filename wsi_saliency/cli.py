@@ -5,19 +5,23 @@ from __future__ import annotations
 import logging
 import math
 import re
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from wsi_saliency.errors import SettingsError, WsiSaliencyError
 from wsi_saliency.evaluation_settings import MAX_STABILITY_MPX, SCORE_ON, SUBSTRATES, EvaluationSettings
+from wsi_saliency.interruption import interruptible
+from wsi_saliency.messages import PrintableFormatter, printable
 from wsi_saliency.settings import (
     ATTRIBUTIONS,
     DEFAULT_LAYER,
     DEFAULT_MODEL,
     MAX_OVERLAP,
+    MAX_PATCH,
     METHODS,
     OME_ZARR_VERSIONS,
     PRECISIONS,
@@ -30,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 SOME_FAILED, INTERRUPTED = 1, 130
+_Settings = TypeVar("_Settings", RunSettings, TrainingSettings, EvaluationSettings)
 
 
 class _Command(click.Command):
@@ -53,20 +58,20 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         _speak()
-        try:
-            return super().invoke(ctx)
-        except WsiSaliencyError as e:
-            raise click.ClickException(str(e)) from e
-        except KeyboardInterrupt:
-            click.echo("Interrupted; nothing unfinished was left behind.", err=True)
-            ctx.exit(INTERRUPTED)
+        with interruptible():
+            try:
+                return super().invoke(ctx)
+            except WsiSaliencyError as e:
+                raise click.ClickException(printable(str(e))) from e
+            except KeyboardInterrupt as e:
+                raise _interrupted(e, "nothing unfinished was left behind") from None
 
 
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage, "
-    "130 interrupted.",
+    epilog="Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage; "
+    "interrupted: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.",
 )
 @click.version_option(package_name="wsi-saliency")
 def cli() -> None:
@@ -130,7 +135,7 @@ def _model_options(command: Callable[..., Any]) -> Callable[..., Any]:
             ),
             click.option(
                 "--patch",
-                type=click.IntRange(min=8),
+                type=click.IntRange(8, MAX_PATCH),
                 metavar="PX",
                 help="Side of a patch in pixels at the classifier's resolution.  [default: the classifier's]",
             ),
@@ -275,19 +280,18 @@ def run(
 ) -> None:
     """Lay a hidden-layer saliency heatmap over each SLIDE (files, folders or patterns)."""
     _speak(quiet=quiet, verbose=verbose)
+    settings = _settings(RunSettings, options)
     from wsi_saliency.batch import explain_slides, find_slides
 
     jobs = find_slides(slides)
     failures = []
-    for job, result in explain_slides(
-        jobs, out, RunSettings(**options), overwrite=overwrite, progress=not quiet
-    ):
+    for job, result in explain_slides(jobs, out, settings, overwrite=overwrite, progress=not quiet):
         if isinstance(result, str):
             failures.append(result)
             if len(jobs) > 1:
-                click.echo(f"failed: {result}", err=True)
+                _echo(f"failed: {result}", err=True)
         elif not quiet:
-            click.echo(_summary(job.slide, result))
+            _echo(_summary(job.slide, result))
     if failures:
         _report(failures, len(jobs))
         raise click.exceptions.Exit(SOME_FAILED)
@@ -302,9 +306,10 @@ def run(
 @_tissue_threshold
 def inspect(slide: Path, model: str | None, **options: Any) -> None:
     """Say what a SLIDE is: format, size, levels, mpp and where it came from, tissue, patches of a run."""
+    settings = _settings(RunSettings, options)
     from wsi_saliency.description import describe_slide
 
-    _print(describe_slide(slide, RunSettings(**options), model))
+    _print(describe_slide(slide, settings, model))
 
 
 @cli.command(
@@ -315,9 +320,10 @@ def inspect(slide: Path, model: str | None, **options: Any) -> None:
 @_model_options
 def check_model(uri: str, **options: Any) -> None:
     """Say what a classifier is: architecture, input, mpp, classes, strided convolutions, layers, hash."""
+    settings = _settings(RunSettings, options)
     from wsi_saliency.description import describe_model
 
-    _print(describe_model(uri, RunSettings(**options)))
+    _print(describe_model(uri, settings))
 
 
 @cli.command(
@@ -408,16 +414,16 @@ def train_surrogate(slides: tuple[str, ...], out: Path, quiet: bool, **options: 
     alike. Ends with how well predictions and layers are kept on patches held out.
     """
     _speak(quiet=quiet)
+    settings = _settings(TrainingSettings, options)
     from wsi_saliency.batch import find_slides
     from wsi_saliency.training import checkpoint_of, report, train_surrogate_on_slides
 
     paths = [job.slide for job in find_slides(slides)]
     try:
-        surrogate = train_surrogate_on_slides(paths, out, TrainingSettings(**options), progress=not quiet)
-    except KeyboardInterrupt:
+        surrogate = train_surrogate_on_slides(paths, out, settings, progress=not quiet)
+    except KeyboardInterrupt as e:
         if checkpoint_of(out).exists():
-            click.echo(f"Interrupted; the same command continues from {checkpoint_of(out)}.", err=True)
-            raise click.exceptions.Exit(INTERRUPTED) from None
+            raise _interrupted(e, f"the same command continues from {checkpoint_of(out)}") from None
         raise
     if not quiet:
         _print([*report(surrogate), ("written", str(out))])
@@ -592,23 +598,41 @@ def evaluate(slides: tuple[str, ...], out: Path, overwrite: bool, quiet: bool, *
     inserted and deleted in the order of each map. Maps that know nothing of the classifier are the controls.
     """
     _speak(quiet=quiet)
+    settings = _settings(EvaluationSettings, options)
     from wsi_saliency.batch import find_slides
     from wsi_saliency.evaluate import evaluate_slides
     from wsi_saliency.evaluation.report import findings
 
     paths = [job.slide for job in find_slides(slides)]
-    evaluation = evaluate_slides(
-        paths, out, EvaluationSettings(**options), overwrite=overwrite, progress=not quiet
-    )
+    evaluation = evaluate_slides(paths, out, settings, overwrite=overwrite, progress=not quiet)
     if not quiet:
         for sentence in findings(evaluation):
-            click.echo(f"- {sentence}")
-        click.echo(f"→ {out / 'index.html'}")
+            _echo(f"- {sentence}")
+        _echo(f"→ {out / 'index.html'}")
+
+
+def _settings(kind: type[_Settings], options: dict[str, Any]) -> _Settings:
+    """Put options together; those that do not go together are wrong usage."""
+    try:
+        return kind(**options)
+    except SettingsError as e:
+        raise click.UsageError(printable(str(e))) from e
+
+
+def _interrupted(signal: KeyboardInterrupt, what: str) -> click.exceptions.Exit:
+    """Say that the program was interrupted; return what ends it."""
+    with suppress(OSError):  # the terminal may be gone
+        _echo(f"Interrupted; {what}.", err=True)
+    return click.exceptions.Exit(getattr(signal, "exit_code", INTERRUPTED))
+
+
+def _echo(text: str, *, err: bool = False) -> None:
+    click.echo(printable(text), err=err)
 
 
 def _print(lines: list[tuple[str, str]]) -> None:
     for label, text in lines:
-        click.echo(f"{label:<14}{text}")
+        _echo(f"{label:<14}{text}")
 
 
 def _summary(slide: Path, result: Any) -> str:
@@ -623,18 +647,18 @@ def _summary(slide: Path, result: Any) -> str:
 
 def _report(failures: list[str], total: int) -> None:
     if total == 1:
-        click.echo(f"Error: {failures[0]}", err=True)
+        _echo(f"Error: {failures[0]}", err=True)
         return
-    click.echo(f"Error: {len(failures)} of {total} slides failed:", err=True)
+    _echo(f"Error: {len(failures)} of {total} slides failed:", err=True)
     for failure in failures:
-        click.echo(f"  {failure}", err=True)
+        _echo(f"  {failure}", err=True)
 
 
 def _speak(*, quiet: bool = False, verbose: bool = False) -> None:
     """Send the program's warnings to stderr, in the words in which they were logged."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
     handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("wsi_saliency")
     logger.handlers[:] = [handler]
     logger.setLevel(level)

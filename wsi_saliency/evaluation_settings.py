@@ -6,13 +6,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from wsi_saliency.settings import DEFAULT_MODEL, Attribution, Method, Precision
+from wsi_saliency.errors import SettingsError
+from wsi_saliency.settings import BOUNDS, DEFAULT_MODEL, Attribution, Bounds, Method, Precision, check_numbers
 
 Substrate = Literal["zeros", "blur", "mean", "white"]
 ScoreOn = Literal["original", "method"]
 
 MAX_STABILITY_MPX = 16
 SUBSTRATES: tuple[Substrate, ...] = get_args(Substrate)
+_BOUNDS = {
+    "patches": Bounds(1),
+    "seed": Bounds(0),
+    "step": Bounds(1),
+    "annotation_scale": Bounds(0, open=True),
+    "stability_mpx": Bounds(0, MAX_STABILITY_MPX),
+}
 SCORE_ON: tuple[ScoreOn, ...] = get_args(ScoreOn)
 
 
@@ -50,6 +58,11 @@ class EvaluationSettings:
         leaves that out.
     sanity
         Whether to randomise the classifier stage by stage.
+
+    Raises
+    ------
+    SettingsError
+        If a number is out of its bounds, or two settings do not go together.
     """
 
     model: str = DEFAULT_MODEL
@@ -79,6 +92,14 @@ class EvaluationSettings:
     workers: int = 4
     device: str = "auto"
     precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        check_numbers(self, BOUNDS | _BOUNDS)
+        if self.surrogate is not None and self.methods and "surrogate" not in self.methods:
+            raise SettingsError(
+                f"surrogate (--surrogate {self.surrogate}) is for the method of that name; add surrogate to "
+                f"--methods {','.join(self.methods)} to use it, or leave it out"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

@@ -23,6 +23,7 @@ from wsi_saliency.heatmap.ome_zarr import HeatmapWriter
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.pyramid import HeatmapInfo
 from wsi_saliency.heatmap.stitching import Stitcher
+from wsi_saliency.messages import printable
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.plan import Plan, plan_slide, with_drift
@@ -216,7 +217,10 @@ def _explain_tiles(
     with (
         _tile_table(work / TILES, plan) as write_row,
         tqdm(
-            total=len(plan.tiles), desc=plan.slide.path.name, unit="patch", disable=None if progress else True
+            total=len(plan.tiles),
+            desc=printable(plan.slide.path.name),
+            unit="patch",
+            disable=None if progress else True,
         ) as bar,
     ):
         for tiles, patches in clock.iterate("read", reader.batches(plan.explainer.batch)):

@@ -6,11 +6,15 @@ behind them stand in the tables of `wsi_saliency.saliency`, which a test holds a
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from wsi_saliency.errors import SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surrogate"]
 Attribution = Literal["gradient", "gradient-x-activation", "deeplift", "integrated-gradients", "gradcam"]
@@ -25,7 +29,53 @@ OME_ZARR_VERSIONS: tuple[OmeZarrVersion, ...] = get_args(OmeZarrVersion)
 DEFAULT_MODEL = "camelyon16"
 DEFAULT_LAYER = "8"
 MAX_OVERLAP = 0.9
+MAX_PATCH = 4096  # pixels; a ResNet's first layers take 4 GB for one such patch
 RANGE_LIMIT = 1e30  # of values, and one over it of their distance: far beyond any map
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which numbers a setting may be: finite, from ``low`` to ``high``, without ``low`` where ``open``."""
+
+    low: float
+    high: float = math.inf
+    open: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """Tell whether a number is one of them; NaN never is."""
+        above = self.low < value if self.open else self.low <= value
+        return above and value <= self.high and math.isfinite(value)
+
+    def __str__(self) -> str:
+        above = f"above {self.low:g}" if self.open else f"at least {self.low:g}"
+        return above if self.high == math.inf else f"from {self.low:g} to {self.high:g}"
+
+
+BOUNDS: dict[str, Bounds] = {
+    "overlap": Bounds(0, MAX_OVERLAP),
+    "mpp": Bounds(0, open=True),
+    "model_mpp": Bounds(0, open=True),
+    "patch": Bounds(8, MAX_PATCH),
+    "tissue_threshold": Bounds(0, 1),
+    "batch": Bounds(1),
+    "workers": Bounds(1),
+}
+"""Of the settings that runs, evaluations and trainings share."""
+
+
+def check_numbers(settings: object, bounds: Mapping[str, Bounds]) -> None:
+    """Find out whether the numbers among some settings are within bounds; None is, the default.
+
+    Raises
+    ------
+    SettingsError
+        If one is not.
+    """
+    for name, allowed in bounds.items():
+        value = getattr(settings, name, None)
+        if value is not None and value not in allowed:
+            option = f"--{name.replace('_', '-')}"
+            raise SettingsError(f"{name} ({option}) is {value:g}; it has to be a number {allowed}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +122,7 @@ class RunSettings:
     Raises
     ------
     SettingsError
-        If the range is none.
+        If a number is out of its bounds, or two settings do not go together.
     """
 
     model: str = DEFAULT_MODEL
@@ -95,8 +145,14 @@ class RunSettings:
     range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_numbers(self, BOUNDS)
         if self.range is not None:
             check_range(*self.range)
+        if self.surrogate is not None and self.method != "surrogate":
+            raise SettingsError(
+                f"surrogate (--surrogate {self.surrogate}) is for the method of that name; add "
+                f"--method surrogate to use it, or leave it out with {self.method}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

@@ -5,10 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wsi_saliency.settings import DEFAULT_MODEL
+from wsi_saliency.settings import BOUNDS, DEFAULT_MODEL, Bounds, check_numbers
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+_BOUNDS = {
+    "patches": Bounds(2),
+    "epochs": Bounds(1),
+    "lr": Bounds(0, open=True),
+    "seed": Bounds(0),
+    "held_out": Bounds(0, 0.9),
+}
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,11 @@ class TrainingSettings:
         Passes over the patches, patches per step, and Adam's step size.
     seed
         Decides which patches are taken, and their order.
+
+    Raises
+    ------
+    SettingsError
+        If a number is out of its bounds.
     """
 
     model: str = DEFAULT_MODEL
@@ -45,3 +58,6 @@ class TrainingSettings:
     patch: int | None = None
     workers: int = 4
     device: str = "auto"
+
+    def __post_init__(self) -> None:
+        check_numbers(self, BOUNDS | _BOUNDS)

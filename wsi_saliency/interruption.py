@@ -1,0 +1,83 @@
+"""Signals that ask the program to end do it as Ctrl-C does: everything is tidied up on the way out."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+_GRACE = 2.0  # seconds
+
+
+class Interruption(KeyboardInterrupt):
+    """A signal asks the program to end.
+
+    Attributes
+    ----------
+    exit_code : int
+        What shells report for a program that the signal has ended: 128 and the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise `Interruption` in this block at Ctrl-C, SIGTERM (kill, systemd, Slurm) and SIGHUP (no terminal).
+
+    Further signals are ignored for two seconds, the time for tidying up: some that end a program send two.
+    A signal that was ignored before, as SIGHUP is under nohup, stays so. Outside of the main thread, where no
+    signal arrives, nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    handler = _handler()
+    for number, former in before.items():
+        if former not in (signal.SIG_IGN, None):
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            if former is not None:
+                signal.signal(number, former)
+
+
+def _handler() -> Callable[[int, FrameType | None], None]:
+    last = -_GRACE
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal last
+        if time.monotonic() - last < _GRACE:
+            return
+        last = time.monotonic()
+        _leave_lost_terminal()
+        raise Interruption(number)
+
+    return interrupt
+
+
+def _leave_lost_terminal() -> None:
+    """Let nothing more be written to a terminal that has gone: it would be an error in the tidying up."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError, AttributeError):  # not there, or no file
+            number = stream.fileno()
+            try:
+                os.write(number, b"")
+            except OSError:
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, number)
+                os.close(nowhere)
