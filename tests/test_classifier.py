@@ -84,6 +84,24 @@ def test_unknown_target_lists_the_classes(target: str) -> None:
         classifier("stroma", "tumour").target_index(target)
 
 
+def test_the_message_names_the_option_that_was_used() -> None:
+    with pytest.raises(ModelError, match=r"no class 'tumr'; choose --balance from 0: stroma, 1: tumour"):
+        classifier("stroma", "tumour").target_index("tumr", "--balance")
+
+
+@pytest.mark.parametrize("target", [None, "tumour", "3"])
+def test_classes_without_names_are_not_listed_as_if_they_had_some(target: str | None) -> None:
+    unnamed = replace(classifier("0", "1", "2"), named=False)
+    with pytest.raises(ModelError, match="choose --target from the indices 0 to 2"):
+        unnamed.target_index(target)
+    assert unnamed.target_index("2") == 2
+
+
+def test_many_classes_are_not_all_listed_in_a_message() -> None:
+    with pytest.raises(ModelError, match="19: 19 and 980 more, which check-model lists$"):
+        classifier(*map(str, range(1000))).target_index("tumour")
+
+
 def test_a_name_that_looks_like_an_index_is_a_name() -> None:
     assert classifier("1", "0").target_index("0") == 1
 

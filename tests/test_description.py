@@ -138,9 +138,9 @@ def test_what_a_model_does_not_say_is_told(tmp_path):
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
     facts = told(describe_model("timm:test_resnet", RunSettings(weights=path)))
     assert facts["mpp"] == "not stated; 0.5 µm/px is assumed (--model-mpp)"
-    assert facts["target"] == "a run needs --target"
+    assert facts["target"] == "a run needs --target, a class's index"
     assert facts["output"] == "3 logits, softmax"
-    assert facts["classes"] == "0: 0, 1: 1, 2: 2"
+    assert facts["classes"] == "not named (3 logits)"
     given = told(describe_model("timm:test_resnet", RunSettings(weights=path, patch=96, model_mpp=1.5)))
     assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from wsi_saliency.errors import ModelError, SettingsError
+from wsi_saliency.errors import ModelError
 from wsi_saliency.geometry import TileGrid
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.plan import ASSUMED_MPP, canvas_for, tissue_shares, wanted_mpp
@@ -114,7 +114,7 @@ def describe_model(uri: str, settings: RunSettings) -> Lines:
             f"{c.mpp:g} µm/px" if c.mpp else f"not stated; {ASSUMED_MPP} µm/px is assumed (--model-mpp)",
         ),
         ("normalisation", f"(pixel / 255 − {_listed(c.mean)}) / {_listed(c.std)}"),
-        ("classes", ", ".join(f"{i}: {name}" for i, name in enumerate(c.class_names))),
+        ("classes", _classes(c)),
         (
             "output",
             "one logit, sigmoid" if c.output == "sigmoid" else f"{len(c.class_names)} logits, softmax",
@@ -127,11 +127,18 @@ def describe_model(uri: str, settings: RunSettings) -> Lines:
     ]
 
 
+def _classes(classifier: Classifier) -> str:
+    if not classifier.named:
+        return f"not named ({_counted(len(classifier.class_names), 'logit')})"
+    return ", ".join(f"{i}: {name}" for i, name in enumerate(classifier.class_names))
+
+
 def _default_target(classifier: Classifier) -> str:
     try:
-        return f"{classifier.class_names[classifier.target_index(None)]} (default)"
-    except (ModelError, SettingsError):
-        return "a run needs --target"
+        index = classifier.target_index(None)
+    except ModelError:
+        return f"a run needs --target, a class's {'name or index' if classifier.named else 'index'}"
+    return f"{classifier.class_names[index] if classifier.named else 'the logit'} (default)"
 
 
 def _strided_lines(classifier: Classifier) -> Lines:

@@ -95,7 +95,7 @@ def _facts(slides: Sequence[Path | str], settings: TrainingSettings) -> dict[str
 def _balance(classifier: Classifier, settings: TrainingSettings) -> Balance | None:
     if settings.balance is None:
         return None
-    target = classifier.target_index(settings.balance)
+    target = classifier.target_index(settings.balance, "--balance")
 
     @torch.no_grad()
     def positive(patches: Patches) -> NDArray[np.bool_]:

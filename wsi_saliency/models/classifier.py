@@ -53,6 +53,8 @@ class Classifier:
         Hash of the weights file, hexadecimal.
     notes
         What a user should be told once when it is used.
+    named
+        Whether the class names are known; where they are not, they are the logits' numbers.
     """
 
     module: nn.Module
@@ -66,6 +68,7 @@ class Classifier:
     output: Output
     sha256: str
     notes: tuple[str, ...] = ()
+    named: bool = True
 
     def normalised(self, patches: NDArray[np.uint8], device: torch.device) -> Tensor:
         """Turn patches (N, P, P, 3), RGB bytes, into what the module takes.
@@ -79,7 +82,7 @@ class Classifier:
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in (self.mean, self.std))
         return images.div_(255).sub_(mean).div_(std)
 
-    def target_index(self, target: str | None) -> int:
+    def target_index(self, target: str | None, option: str = "--target") -> int:
         """Return the index of the logit to explain.
 
         Parameters
@@ -87,6 +90,8 @@ class Classifier:
         target
             A class name (in any case) or index. None picks the single logit, else the class that is called
             tumour, tumor, metastasis, metastases or cancer.
+        option
+            Where the user gave it, for the message.
 
         Raises
         ------
@@ -94,31 +99,40 @@ class Classifier:
             If there is no such class, or None leaves the choice open; the message lists the classes.
         """
         if target is None:
-            return self._default_target()
+            return self._default_target(option)
         named = self._indices_where(lambda name: name.casefold() == target.strip().casefold())
         if len(named) == 1:
             return named[0]
         if target.strip().isdecimal() and int(target) < len(self.class_names):
             return int(target)
-        raise ModelError(f"{self.uri} has no class {target!r}; choose --target from {self._listed_classes()}")
+        raise ModelError(f"{self.uri} has no class {target!r}; choose {option} from {self._listed_classes()}")
 
-    def _default_target(self) -> int:
+    def _default_target(self, option: str) -> int:
         if len(self.class_names) == 1:
             return 0
+        if not self.named:
+            raise ModelError(
+                f"{self.uri}: the classes are not named; choose {option} from {self._listed_classes()}"
+            )
         tumours = self._indices_where(lambda name: name.strip().casefold() in TUMOUR_NAMES)
         if len(tumours) == 1:
             return tumours[0]
         found = "several classes are" if tumours else "no class is"
         raise ModelError(
-            f"{self.uri}: {found} called tumour; choose --target (name or index) from "
+            f"{self.uri}: {found} called tumour; choose {option} (name or index) from "
             f"{self._listed_classes()}"
         )
 
     def _indices_where(self, chosen: Callable[[str], bool]) -> list[int]:
         return [i for i, name in enumerate(self.class_names) if chosen(name)]
 
-    def _listed_classes(self) -> str:
-        return ", ".join(f"{i}: {name}" for i, name in enumerate(self.class_names))
+    def _listed_classes(self, shown: int = 20) -> str:
+        if not self.named:
+            last = len(self.class_names) - 1
+            return f"the indices 0 to {last}" if last else "index 0"
+        listed = ", ".join(f"{i}: {name}" for i, name in enumerate(self.class_names[:shown]))
+        more = len(self.class_names) - shown
+        return f"{listed} and {more} more, which check-model lists" if more > 0 else listed
 
 
 def standard_logits(out: object) -> Tensor:

@@ -76,6 +76,7 @@ def build(architecture: str, weights: Weights, uri: str) -> Classifier:
         output="sigmoid" if classes == 1 else "softmax",
         sha256=weights.sha256,
         notes=_notes(weights, architecture),
+        named=said.class_names is not None,
     )
 
 
