@@ -98,7 +98,7 @@ def test_classes_without_names_are_not_listed_as_if_they_had_some(target: str | 
 
 
 def test_many_classes_are_not_all_listed_in_a_message() -> None:
-    with pytest.raises(ModelError, match="19: 19 and 980 more, which check-model lists$"):
+    with pytest.raises(ModelError, match=r"19: 19 and 980 more, which check-model lists$"):
         classifier(*map(str, range(1000))).target_index("tumour")
 
 

@@ -201,7 +201,7 @@ def test_stages_without_a_grid_are_not_offered(architecture):
     assert find_layer(net, "last", IMAGES) == "patch_embed.proj"
     (note,) = note_on_other_stages(net, stages)
     assert feature_stages(net, IMAGES)[0].name in note
-    with pytest.raises(ModelError, match="tokens.* not supported yet") as caught:
+    with pytest.raises(ModelError, match=r"tokens.* not supported yet") as caught:
         find_layer(net, "8", IMAGES)
     assert "(8 is a reduction)" in str(caught.value)
     assert "patch_embed.proj (1/" in str(caught.value)

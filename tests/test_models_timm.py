@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -140,6 +141,104 @@ def test_model_args_cannot_load_anything_else(tmp_path: Path) -> None:
 def test_unknown_model_args_are_named(tmp_path: Path) -> None:
     path = saved(tmp_path / "m.safetensors", model().state_dict(), {**METADATA, "model_args": '{"wide": 2}'})
     assert "{'wide': 2}" in refused(str(path))
+
+
+@pytest.fixture
+def parts(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """Count what is built: parameters by their device."""
+    built: Counter[str] = Counter()
+    register = nn.Module.register_parameter
+
+    def counted(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        built[str(param.device) if param is not None else "none"] += 1
+        register(self, name, param)
+
+    monkeypatch.setattr(nn.Module, "register_parameter", counted)
+    return built
+
+
+def described(path: Path, architecture: str = "test_resnet", **arguments: Any) -> Path:
+    """Weights of the architecture as it is, which say that it is a variant."""
+    state = {name: value.contiguous() for name, value in model(architecture).state_dict().items()}
+    said = {**METADATA, "architecture": architecture, "model_args": json.dumps(arguments)}
+    return saved(path / "m.safetensors", state, said)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "arguments", "said"),
+    [
+        ("test_resnet", {"features_only": True}, "must not hold features_only"),
+        ("test_resnet", {"out_indices": [1], "device": "meta"}, "must not hold device, out_indices"),
+        ("test_resnet", {"layers": [10**6] * 4}, "more than any patch classifier"),
+        ("test_resnet", {"layers": [1] * 2000}, "more than any patch classifier"),
+        ("test_resnet", {"a": float("inf")}, "more than any patch classifier"),
+        ("test_resnet", {"layers": [9999] * 4}, "tensors are far too few"),
+        ("test_vit", {"depth": 9999}, "tensors are far too few"),
+        ("test_resnet", {"channels": [9999] * 4}, "describes a network of 38.0 GB"),
+        ("test_vit", {"img_size": 9999}, "of another shape pos_embed"),
+        ("test_resnet", {"layers": "abc", "block_args": 5}, "cannot build test_resnet with its model_args"),
+    ],
+)
+def test_what_model_args_ask_for_is_found_out_before_memory_is_taken(
+    architecture: str, arguments: dict[str, Any], said: str, parts: Counter[str], tmp_path: Path
+) -> None:
+    path = described(tmp_path, architecture, **arguments)
+    parts.clear()
+    assert said in refused(str(path))
+    assert parts["cpu"] == 0
+    assert parts["meta"] < 1500
+
+
+@pytest.mark.parametrize("depth", [300, 900, 5000])
+def test_model_args_nested_beyond_measure_are_refused(depth: int, tmp_path: Path) -> None:
+    said = {**METADATA, "model_args": f'{{"a": {"[" * depth}{"]" * depth}}}'}
+    message = refused(str(saved(tmp_path / "m.safetensors", model().state_dict(), said)))
+    assert "model_args" in message
+    assert len(message) < 1000
+
+
+def test_another_architecture_is_refused_before_memory_is_taken(parts: Counter[str], tmp_path: Path) -> None:
+    torch.save(model("test_vit").state_dict(), tmp_path / "m.pt")
+    parts.clear()
+    assert "does not fit vit_giant_patch14_224" in refused("timm:vit_giant_patch14_224", tmp_path / "m.pt")
+    assert parts["cpu"] == 0
+
+
+def test_an_architecture_that_has_no_skeleton_is_built_within_the_same_bounds(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Some versions of timm read values while they build, which the meta device has not."""
+    create = timm.create_model
+
+    def reads_values(*args: Any, **how: Any) -> nn.Module:
+        assert torch.linspace(0, 1, 4)[2].item() > 0
+        return create(*args, **how)  # type: ignore[no-any-return]
+
+    monkeypatch.setattr(timm, "create_model", reads_values)
+    torch.save(model().state_dict(), tmp_path / "m.pt")
+    same_outputs(load_classifier("timm:test_resnet", tmp_path / "m.pt").module, model())
+    assert "far too few" in refused(str(described(tmp_path, layers=[9999] * 4)))
+    assert "far too few" in refused(str(described(tmp_path, channels=[9999] * 4)))
+    assert "of another shape" in refused(str(described(tmp_path, channels=[48, 48, 48, 64])))
+
+
+def test_nothing_watches_modules_afterwards(tmp_path: Path) -> None:
+    refused(str(described(tmp_path, layers=[9999] * 4)))
+    assert not torch.nn.modules.module._global_parameter_registration_hooks
+    assert not torch.nn.modules.module._global_module_registration_hooks
+
+
+@pytest.mark.parametrize("shape", [(), (0, 96), (10**9, 0)])
+def test_a_head_of_no_use_is_refused_at_once(shape: tuple[int, ...], tmp_path: Path) -> None:
+    state = {**model().state_dict(), "fc.weight": torch.zeros(shape)}
+    torch.save(state, tmp_path / "m.pt")
+    message = refused("timm:test_resnet", tmp_path / "m.pt")
+    assert ("have shape" in message) == (10**9 not in shape)
+
+
+def test_names_of_parameters_reach_a_message_without_control_characters(tmp_path: Path) -> None:
+    torch.save({**model().state_dict(), "\x1b[31mevil\n": torch.zeros(1)}, tmp_path / "m.pt")
+    assert "unexpected \ufffd[31mevil;" in refused("timm:test_resnet", tmp_path / "m.pt")
 
 
 def test_convolutional_head_is_flattened_into_a_linear_one(tmp_path: Path) -> None:

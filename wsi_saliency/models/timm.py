@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import timm
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.models.building import build_module
 from wsi_saliency.models.classifier import Classifier
 from wsi_saliency.models.weights import Weights, read_weights
+from wsi_saliency.models.wording import plain, some
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
-
-    from torch import Tensor, nn
 
 
 def load_timm(name: str, weights: Path | None) -> Classifier:
@@ -61,8 +61,9 @@ def build(architecture: str, weights: Weights, uri: str) -> Classifier:
     """
     config = _config(architecture)
     heads = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
-    module, classes = _create(architecture, weights, _head_size(heads, weights, architecture))
-    _load_strictly(module, _with_linear_heads(weights.state, module, heads), weights.path, architecture)
+    classes = _head_size(heads, weights, architecture)
+    module = build_module(architecture, weights, classes, heads)
+    classes = classes or int(module.num_classes)  # type: ignore[arg-type]
     said = weights.description
     return Classifier(
         module=module.eval().requires_grad_(False),
@@ -83,7 +84,7 @@ def build(architecture: str, weights: Weights, uri: str) -> Classifier:
 def _config(architecture: str) -> Any:
     """Return timm's description of the architecture."""
     if not timm.is_model(architecture):
-        raise ModelError(f"timm has no architecture {architecture!r}{_close_matches(architecture)}")
+        raise ModelError(f"timm has no architecture {plain(architecture)!r}{_close_matches(architecture)}")
     try:
         return timm.get_pretrained_cfg(architecture)
     except RuntimeError as error:  # "resnet18.nonsense": the architecture exists, the tag does not
@@ -97,73 +98,20 @@ def _close_matches(architecture: str) -> str:
 
 def _head_size(heads: Sequence[str], weights: Weights, architecture: str) -> int | None:
     """Classes of the weights' head; None where timm does not name the head of the architecture."""
-    sizes = [weights.state[f"{head}.weight"].shape[0] for head in heads if f"{head}.weight" in weights.state]
-    if sizes:
-        return sizes[0]
     if not heads:
         return None
-    raise ModelError(
-        f"{weights.path} has no classifier weights '{heads[0]}.weight' for {architecture} "
-        f"(it has {_some(list(weights.state))}): features without a head, or weights of another architecture"
-    )
-
-
-def _create(architecture: str, weights: Weights, classes: int | None) -> tuple[nn.Module, int]:
-    """Return the architecture with random weights, and its number of classes."""
-    # Whatever the file's model_args say, nothing else is loaded, neither from the network nor from disk.
-    fixed: dict[str, Any] = {"pretrained": False, "checkpoint_path": "", "pretrained_cfg": None}
-    if classes is not None:
-        fixed["num_classes"] = classes
-    try:
-        module: Any = timm.create_model(architecture, **{**weights.description.model_args, **fixed})
-    except (TypeError, ValueError, RuntimeError, AssertionError) as error:
+    found = [weight for head in heads if (weight := weights.state.get(f"{head}.weight")) is not None]
+    if not found:
         raise ModelError(
-            f"{weights.path}: timm cannot build {architecture} with its model_args "
-            f"{dict(weights.description.model_args)} ({error})"
-        ) from error
-    return module, int(module.num_classes)
-
-
-def _with_linear_heads(
-    state: Mapping[str, Tensor], module: nn.Module, heads: Sequence[str]
-) -> Mapping[str, Tensor]:
-    """Reshape 1×1-convolution heads (K, C, 1, 1) to linear ones (K, C), or back, as the module wants."""
-    wanted = module.state_dict()
-    fitted = dict(state)
-    for key in (f"{head}.weight" for head in heads):
-        if key in state and key in wanted and _core(state[key]) == _core(wanted[key]):
-            fitted[key] = state[key].reshape(wanted[key].shape)
-    return fitted
-
-
-def _core(weight: Tensor) -> tuple[int, ...]:
-    """Shape without the trailing 1×1."""
-    shape = tuple(weight.shape)
-    return shape[:2] if shape[2:] == (1, 1) else shape
-
-
-def _load_strictly(module: nn.Module, state: Mapping[str, Tensor], path: Path, architecture: str) -> None:
-    wanted = module.state_dict()
-    # Only training reads BatchNorm's counter, and old files lack it.
-    missing = [key for key in wanted if key not in state and not key.endswith(".num_batches_tracked")]
-    unexpected = [key for key in state if key not in wanted]
-    unlike = [
-        f"{key} {tuple(state[key].shape)} for {tuple(wanted[key].shape)}"
-        for key in wanted
-        if key in state and state[key].shape != wanted[key].shape
-    ]
-    problems = {"missing": missing, "unexpected": unexpected, "of another shape": unlike}
-    found = [f"{what} {_some(keys)}" for what, keys in problems.items() if keys]
-    if found:
-        raise ModelError(
-            f"{path} does not fit {architecture}: {'; '.join(found)}; choose another --model timm:NAME"
+            f"{weights.path} has no classifier weights '{heads[0]}.weight' for {architecture} (it has "
+            f"{some(list(weights.state))}): features without a head, or weights of another architecture"
         )
-    module.load_state_dict(dict(state), strict=False)
-
-
-def _some(keys: Sequence[str], shown: int = 3) -> str:
-    more = f" and {len(keys) - shown} more" if len(keys) > shown else ""
-    return ", ".join(keys[:shown]) + more
+    if not found[0].ndim or not found[0].shape[0]:
+        raise ModelError(
+            f"{weights.path}: its classifier weights '{heads[0]}.weight' have shape {tuple(found[0].shape)}; "
+            "they have to be (classes, features)"
+        )
+    return found[0].shape[0]
 
 
 def _class_names(weights: Weights, classes: int) -> tuple[str, ...]:
@@ -172,7 +120,7 @@ def _class_names(weights: Weights, classes: int) -> tuple[str, ...]:
         return tuple(str(i) for i in range(classes))
     if len(names) != classes:
         raise ModelError(
-            f"{weights.path}: {classes} logits but {len(names)} class names ({', '.join(names)})"
+            f"{weights.path}: {classes} logits but {len(names)} class names ({some(list(names))})"
         )
     return names
 

@@ -18,32 +18,30 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import pickle
-import re
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.models.checkpoints import read_before_zip, read_zipped
+from wsi_saliency.models.filetypes import kind_of, read_head, what_is
+from wsi_saliency.models.wording import bytes_in_words, plain
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+    from torch import Tensor
 
-# Where training programs put the state dict inside a checkpoint; timm itself prefers the averaged weights.
-_NESTED_IN = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 
 # What DataParallel, Lightning modules and torch.compile put before every name.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 
-_AS_STATE_DICT = "save torch.save(model.state_dict(), FILE) or a safetensors file instead"
+_NESTED_PREFIXES = 8
+
+_LARGEST = 16 * 2**30  # bytes
 
 
 @dataclass(frozen=True)
@@ -83,24 +81,43 @@ class Weights:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read a ``.safetensors`` file, or a state dict from a PyTorch file with ``weights_only=True``.
+    """Read a safetensors file, or a state dict from a PyTorch file with ``weights_only=True``.
+
+    It is read as what it is, whatever its name ends with.
 
     Raises
     ------
     ModelError
-        If there is no such file, it is damaged, it holds no state dict, or it would need arbitrary pickled
-        code or TorchScript to be read.
+        If there is no such file, it is damaged, it holds no state dict, or it would have to run pickled code
+        or take memory that it has no bytes for.
     """
     path = path.expanduser()
     if not path.is_file():
         what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
         raise ModelError(f"{path} {what}; give a {', '.join(SUFFIXES)} file with --weights FILE")
     try:
+        state, description = _read(path)
         sha256 = _sha256(path)
     except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror})") from error
-    state, description = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        raise ModelError(f"{path} cannot be read ({error.strerror or error})") from error
     return Weights(path, _without_prefixes(state), description, sha256)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
+    head = read_head(path)
+    if path.stat().st_size > _LARGEST:
+        raise ModelError(f"{path} has {bytes_in_words(path.stat().st_size)}; no patch classifier is so large")
+    kind = kind_of(head)
+    if kind == "safetensors":
+        return _read_safetensors(path)
+    if kind is None:
+        raise ModelError(
+            f"{path} is {what_is(head)}; --weights takes a safetensors file or a state dict of torch.save"
+        )
+    if path.suffix == ".safetensors":  # torch.load goes by the name
+        raise ModelError(f"{path} is a PyTorch file and not a safetensors file; rename it to end in .pt")
+    state, architecture = read_zipped(path) if kind == "zip" else read_before_zip(path)
+    return state, Description(architecture=architecture)
 
 
 def _sha256(path: Path) -> str:
@@ -114,64 +131,18 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description]:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
             metadata = file.metadata() or {}
     except SafetensorError as error:
-        raise ModelError(f"{path} is damaged or no safetensors file ({error})") from error
+        raise ModelError(
+            f"{path} is a damaged or cut safetensors file ({plain(str(error))}); copy or download it again"
+        ) from error
     return state, _described(metadata, path)
 
 
-def _read_torch(path: Path) -> tuple[dict[str, Tensor], Description]:
-    checkpoint = _load_torch(path)
-    if not isinstance(checkpoint, Mapping):
-        raise ModelError(f"{path} holds a {type(checkpoint).__name__}, not a state dict; {_AS_STATE_DICT}")
-    state = next(
-        (checkpoint[key] for key in _NESTED_IN if isinstance(checkpoint.get(key), Mapping)), checkpoint
-    )
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ModelError(f"{path} holds no state dict (names with tensors); {_AS_STATE_DICT}")
-    if "pytorch-lightning_version" in checkpoint:
-        state = _lightning_model(state)
-    arch = checkpoint.get("arch")  # timm's training script writes it
-    return dict(state), Description(architecture=arch if isinstance(arch, str) else None)
-
-
-def _load_torch(path: Path) -> object:
-    if _is_torchscript(path):
-        raise ModelError(
-            f"{path} is a TorchScript archive, whose layers cannot be hooked; "
-            "pass its state dict with --model timm:NAME --weights FILE"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # of odd pickle protocols: the file either loads or is refused below
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL (\S+)", str(error))
-        if code is None:
-            raise ModelError(f"{path} is damaged or no PyTorch weights file") from error
-        raise ModelError(
-            f"{path} would have to run pickled code ({code[1]}) and is refused; {_AS_STATE_DICT}"
-        ) from error
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to say
-        raise ModelError(f"{path} is damaged or no PyTorch weights file ({type(error).__name__})") from error
-
-
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-def _lightning_model(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Keep the network: a Lightning module may hold losses and metrics beside ``model``."""
-    return {key: value for key, value in state.items() if key.startswith("model.")} or state
-
-
 def _without_prefixes(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    for prefix in _PREFIXES:
-        if state and all(key.startswith(prefix) for key in state):
-            return _without_prefixes({key.removeprefix(prefix): value for key, value in state.items()})
+    for _ in range(_NESTED_PREFIXES):
+        common = [p for p in _PREFIXES if state and all(key.startswith(p) for key in state)]
+        if not common:
+            break
+        state = {key.removeprefix(common[0]): value for key, value in state.items()}
     return state
 
 
@@ -181,8 +152,10 @@ def _described(metadata: Mapping[str, str], path: Path) -> Description:
         if key in metadata:
             try:
                 fields[key] = parse(metadata[key])
-            except ValueError as error:
-                raise ModelError(f"{path}: metadata {key!r} is {metadata[key]!r} ({error})") from error
+            except (ValueError, RecursionError) as error:
+                raise ModelError(
+                    f"{path}: metadata {key!r} is {plain(metadata[key])!r} ({plain(str(error))})"
+                ) from error
     return Description(**fields)
 
 
@@ -203,14 +176,24 @@ def _three_numbers(text: str) -> tuple[float, float, float]:
     values = json.loads(text)
     if not (isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)):
         raise ValueError("has to be a JSON list of three numbers")
-    return float(values[0]), float(values[1]), float(values[2])
+    x, y, z = (float(value) for value in values)
+    if not all(math.isfinite(value) for value in (x, y, z)):
+        raise ValueError("has to be three finite numbers")
+    return x, y, z
+
+
+def _three_positive(text: str) -> tuple[float, float, float]:
+    values = _three_numbers(text)
+    if min(values) <= 0:
+        raise ValueError("has to be positive")
+    return values
 
 
 def _names(text: str) -> tuple[str, ...]:
     values = json.loads(text)
     if not (isinstance(values, list) and values and all(isinstance(v, str) for v in values)):
         raise ValueError("has to be a JSON list of names")
-    return tuple(values)
+    return tuple(plain(value) for value in values)
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -221,12 +204,12 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 _METADATA: Mapping[str, Callable[[str], object]] = {
-    "architecture": str,
+    "architecture": plain,
     "model_args": _arguments,
     "patch": _pixels,
     "mpp": _positive,
     "mean": _three_numbers,
-    "std": _three_numbers,
+    "std": _three_positive,
     "class_names": _names,
-    "note": str,
+    "note": plain,
 }
