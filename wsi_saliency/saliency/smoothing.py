@@ -4,9 +4,9 @@ A strided convolution multiplies neighbouring input pixels with different number
 gradient that flows back through it carries a checkerboard. Each method here is a context manager that
 changes a network on entering and undoes it on leaving, whatever happens in between.
 
-Source: "Smooth Deep Saliency", arXiv 2404.02282, for all but ``centred-hook``, which is its backward hook made
-symmetric. The authors shift with wrap-around; here the edge is repeated, which differs in the first row and
-column only.
+Source: "Smooth Deep Saliency", arXiv 2404.02282, for all but ``centred-hook``, which is its backward hook
+made symmetric. The authors shift with wrap-around; here the edge is repeated, which differs in the first row
+and column only.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ def box_average(x: Tensor, stride: tuple[int, ...]) -> Tensor:
 def triangle_average(x: Tensor, stride: tuple[int, ...]) -> Tensor:
     r"""Average each value with its neighbours on all sides: the box average, and then its mirror image.
 
-    .. math:: \hat x[i, j] = \frac{1}{(s_y s_x)^2} \sum_{|a|<s_y} \sum_{|b|<s_x} (s_y - |a|)(s_x - |b|) \, x[i-a, j-b]
+    .. math:: \hat x[i, j] = \frac{1}{(s_y s_x)^2}
+              \sum_{|a|<s_y} \sum_{|b|<s_x} (s_y - |a|)(s_x - |b|) \, x[i-a, j-b]
 
     For stride 2 that is [1 2 1] / 4 along each axis. Like the box, it is zero at the frequency of the
     checkerboard; unlike the box, it moves nothing.
