@@ -3,6 +3,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -10,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 
 from tests.nets import spot_classifier
@@ -303,6 +307,67 @@ def test_results_of_a_slide_with_a_similar_name_are_left_alone(slide, tmp_path):
         explained(slide, tmp_path / name)
     explained(slide, tmp_path / "out", overwrite=True)
     assert is_left(tmp_path / "out") == sorted(names)
+
+
+# ------------------------------------------------------------------------------------ runs side by side
+
+PAIRS = 4
+SIDE_BY_SIDE = """
+import json, os, sys, torch
+from tests.nets import spot_classifier
+from wsi_saliency.pipeline import explain_slide
+from wsi_saliency.saliency.engine import Explainer
+from wsi_saliency.settings import RunSettings
+
+torch.set_num_threads(1)
+slide, out, pairs = sys.argv[1], sys.argv[2], int(sys.argv[3])
+for pair in range(pairs):
+    children = []
+    for layer in ("8", "16"):
+        child = os.fork()
+        if not child:
+            settings = RunSettings(model="spots", method="none", device="cpu", layer=layer)
+            explainer = Explainer.of(spot_classifier(64), layer=layer, method="none", device="cpu")
+            how = {"explainer": explainer, "overwrite": pair % 2 > 0}
+            result = explain_slide(slide, f"{out}/{pair}", settings, **how)
+            print(json.dumps([pair, layer, result.kept, result.differences]), flush=True)
+            os._exit(0)
+        children.append(child)
+    for child in children:
+        assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_two_processes_on_one_folder_leave_one_whole_result(slide, tmp_path):
+    """Of different layers; every other pair overwrites, so that both work, and the second result stays."""
+    done = subprocess.run(
+        [sys.executable, "-c", SIDE_BY_SIDE, slide, tmp_path, str(PAIRS)],
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=120,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+    )
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    alone = {
+        layer: explained(slide, tmp_path / layer, replace(SETTINGS, layer=layer)) for layer in ("8", "16")
+    }
+    for pair in range(PAIRS):
+        (_, first, *kept), (_, second, *later) = sorted((w for w in said if w[0] == pair), key=lambda w: w[2])
+        folder = tmp_path / str(pair)
+        record = strict_json(folder / "run.json")
+        if pair % 2:
+            assert kept == later == [False, []]
+        else:
+            assert record["settings"]["layer"] == first
+            assert later == [True, [f"layer {first} (now {second})"]]
+        expected = alone[record["settings"]["layer"]].folder
+        assert {path.name for path in folder.iterdir()} == OUTPUTS
+        assert rows_of(folder) == rows_of(expected)
+        np.testing.assert_array_equal(values_of(folder), values_of(expected))
+        levels = [tifffile.imread(place / "saliency.ome.tif") for place in (folder, expected)]
+        np.testing.assert_array_equal(*levels)
+    assert is_left(tmp_path / "0") == sorted([*map(str, range(PAIRS)), "8", "16"])
 
 
 # -------------------------------------------------------------------------------------------- failures
