@@ -323,7 +323,7 @@ EIGHT = b"K\x08"
             lambda pkl: pkl.replace(EIGHT + b"\x85", number(10**12) + b"\x85").replace(
                 b"K\x01\x85", b"K\x00\x85"
             ),
-            "4000.0 GB",  # one value, repeated
+            "4.0 TB",  # one value, repeated
         ),
         (
             lambda pkl: b"\x80\x02}X\x01\0\0\0acbuiltins\nbytearray\n" + number(10**11) + b"\x85Rs.",

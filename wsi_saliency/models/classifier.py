@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.models.memory import bytes_of_memory, pass_bytes
+from wsi_saliency.models.wording import bytes_in_words, plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,6 +26,14 @@ TUMOUR_NAMES = frozenset({"tumour", "tumor", "metastasis", "metastases", "cancer
 # Functions with weights, and those that turn logits into probabilities, by the name PyTorch gives them.
 _WEIGHTED = frozenset({"linear", "conv2d", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum"})
 _SQUASHING = frozenset({"sigmoid", "softmax", "log_softmax", "logsigmoid", "special_expit", "hardsigmoid"})
+
+
+_SMALL_PATCH = 512  # pixels; fits everywhere
+_LARGEST_PATCH = 10**6  # pixels; fits nowhere
+_GUESSED_CHANNELS = (
+    8  # at full resolution: fewer than any network has, to tell patches that are out of bounds
+)
+_GRADIENTS = 2  # a gradient is as large as what it belongs to
 
 
 @dataclass(frozen=True)
@@ -180,9 +190,12 @@ def checked(classifier: Classifier) -> Classifier:
     Raises
     ------
     ModelError
-        If it does not take the patch, gives anything but logits (N, K), gives NaN, or ends in a softmax or
-        sigmoid: attributions explain the logit, never the probability.
+        If it does not take the patch, would take more memory for it than there is, gives anything but logits
+        (N, K), gives NaN, or ends in a softmax or sigmoid: attributions explain the logit, never the
+        probability.
     """
+    if classifier.patch > _SMALL_PATCH:
+        _check_memory(classifier)
     with torch.no_grad(), SquashWatch() as watch:
         logits = _dry_run(classifier)
     if logits.shape != (2, len(classifier.class_names)):
@@ -208,15 +221,35 @@ def _dry_run(classifier: Classifier) -> Tensor:
     white = ((1 - mean) / std).expand(2, 3, classifier.patch, classifier.patch).contiguous()
     try:
         out = classifier.module(white)
-    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
-        raise ModelError(
-            f"{classifier.uri} does not take a patch of {classifier.patch} px ({_first_line(error)}); "
-            "give its size with --patch"
-        ) from error
+    except Exception as error:  # networks say in their own ways what they do not take
+        raise _does_not_take(classifier, error) from error
     try:
         return standard_logits(out)
     except ModelError as error:
         raise ModelError(f"{classifier.uri}: {error}") from error
+
+
+def _does_not_take(classifier: Classifier, error: Exception) -> ModelError:
+    return ModelError(
+        f"{classifier.uri} does not take a patch of {classifier.patch} px ({_first_line(error)}); "
+        "give its size with --patch"
+    )
+
+
+def _check_memory(classifier: Classifier) -> None:
+    """Make sure that one patch can be explained in this machine's memory, without taking any."""
+    patch, memory = classifier.patch, bytes_of_memory()
+    side = min(patch, _LARGEST_PATCH)  # the number of bytes of a larger one would overflow
+    try:
+        needed = int(_GRADIENTS * pass_bytes(classifier.module, side) * (patch / side) ** 2)
+    except Exception as error:  # networks say in their own ways what they do not take
+        raise _does_not_take(classifier, error) from error
+    if needed > memory:
+        fits = int(patch * (memory / needed) ** 0.5) // 32 * 32
+        raise ModelError(
+            f"{classifier.uri}: to explain a patch of {patch} px would take about {bytes_in_words(needed)}, "
+            f"and this machine has {bytes_in_words(memory)}; choose --patch {fits} or smaller"
+        )
 
 
 class SquashWatch(TorchFunctionMode):
@@ -250,4 +283,4 @@ def _shortened(names: Sequence[str], shown: int = 4) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return plain((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -22,8 +22,8 @@ def some(names: list[str], shown: int = 3) -> str:
 
 
 def bytes_in_words(n: int) -> str:
-    """Return a number of bytes as B, kB, MB or GB."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+    """Return a number of bytes as B, kB, MB, GB or TB."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if n >= size:
             return f"{n / size:.1f} {unit}"
     return f"{n} B"
