@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -339,6 +340,28 @@ def test_waiting_outlives_the_folder_of_a_run_that_fails(tmp_path):
     with other_process(target, seconds=0.5), locked(target), growing(target) as work:
         made(work, a="1")
     assert tree(tmp_path) == {"new": None, "new/out": None, "new/out/a": "1"}
+
+
+def test_where_there_are_no_locks_it_works_and_says_so(tmp_path, monkeypatch, caplog):
+    """As on a network file system without a lock service; what another run may be growing is left alone."""
+    theirs = made(tmp_path / LEFT / "new", a="1").parent
+    (theirs / files._ALIVE).touch()
+
+    def acquire(self, **how):
+        Path(self.lock_file).touch()
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(FileLock, "acquire", acquire)
+    with locked(tmp_path / "new" / "out"), growing(tmp_path / "new" / "out") as work:
+        made(work, a="1")
+    with locked(tmp_path / "out"):
+        pass
+    assert tree(theirs) == {"new": None, "new/a": "1", files._ALIVE: ""}
+    assert tree(tmp_path / "new") == {"out": None, "out/a": "1"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == [LEFT, "new"]
+    assert caplog.messages[0] == (
+        f"{tmp_path / 'new' / 'out'}: this file system has no locks; let one run at a time work on it"
+    )
 
 
 def test_places_of_similar_names_do_not_wait_for_each_other(tmp_path):

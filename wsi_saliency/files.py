@@ -8,6 +8,8 @@ holds their locks, clears them away, and puts the older result back if the dead 
 
 from __future__ import annotations
 
+import errno
+import itertools
 import logging
 import os
 import re
@@ -34,6 +36,7 @@ _GROWING = re.compile(r"\.(.+)\.[0-9a-f]{8}\.growing", re.DOTALL)  # the result 
 _ALIVE = "wsi-saliency.lock"  # in a working folder: says that it is ours; locked while its run is alive
 _NEW, _OLD, _GONE = "new", "old", "gone"
 _POLL = 0.2  # seconds
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})  # some network file systems
 
 
 def is_working_folder(path: Path) -> bool:
@@ -139,20 +142,37 @@ def locked(target: Path, kind: Kind = "folder") -> Iterator[None]:
 
 def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None]) -> None:
     """Wait for the lock, and write into it who has it."""
-    waited = 0
-    while not lock.is_locked:
+    for attempt in itertools.count():
         try:
-            lock.acquire(blocking=False)
+            taken = _try(lock)
         except FileNotFoundError:  # the folder went with the run that had made it, and failed
             make_folders()
-        except Timeout:
-            if waited == 1:
-                log.warning("%s: %s is working on it; waiting for its end", target, _holder(lock))
-            waited += 1
-            time.sleep(_POLL)
-    if not isinstance(lock, SoftFileLock):  # which writes the same itself
+            continue
+        if taken is not False:
+            break
+        if attempt == 1:
+            log.warning("%s: %s is working on it; waiting for its end", target, _holder(lock))
+        time.sleep(_POLL)
+    if not taken:
+        log.warning("%s: this file system has no locks; let one run at a time work on it", target)
+        with suppress(OSError):
+            os.unlink(lock.lock_file)
+    elif not isinstance(lock, SoftFileLock):  # which writes the same itself
         with suppress(OSError):
             Path(lock.lock_file).write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
+
+
+def _try(lock: FileLock) -> bool | None:
+    """Take a lock if nobody has it; None where there are no locks, as on some network file systems."""
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return None
+    return True
 
 
 def _holder(lock: FileLock) -> str:
@@ -176,10 +196,16 @@ def _clear(target: Path) -> None:
         of = _GROWING.fullmatch(folder.name)
         if of is None or of[1] != target.name or not (folder / _ALIVE).is_file():
             continue  # not certainly ours
-        with suppress(Timeout, FileNotFoundError), FileLock(folder / _ALIVE, blocking=False):
-            if (folder / _OLD).exists() and not target.exists():
-                (folder / _OLD).rename(target)
-            _remove(folder)
+        lock = FileLock(folder / _ALIVE)
+        try:
+            if _try(lock):
+                if (folder / _OLD).exists() and not target.exists():
+                    (folder / _OLD).rename(target)
+                _remove(folder)
+        except FileNotFoundError:
+            continue  # its run has just ended
+        finally:
+            lock.release()
 
 
 # ------------------------------------------------------------------------------------- whole or not at all
@@ -291,11 +317,13 @@ def _take_place(working: Path, folder: Path) -> None:
 def _working(target: Path) -> Iterator[Path]:
     """Make a hidden folder beside ``target`` that nobody else uses; it is gone at the end."""
     folder = _hidden(target, f"{token_hex(4)}.growing")
+    lock = FileLock(folder / _ALIVE)
     try:
         folder.mkdir()
-        with FileLock(folder / _ALIVE):
-            yield folder
+        _try(lock)
+        yield folder
     finally:
+        lock.release()
         _remove(folder)
 
 
