@@ -142,7 +142,8 @@ def locked(target: Path, kind: Kind = "folder") -> Iterator[None]:
 
 def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None]) -> None:
     """Wait for the lock, and write into it who has it."""
-    for attempt in itertools.count():
+    waits = itertools.count()
+    while True:
         try:
             taken = _try(lock)
         except FileNotFoundError:  # the folder went with the run that had made it, and failed
@@ -150,7 +151,7 @@ def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None]) -> 
             continue
         if taken is not False:
             break
-        if attempt == 1:
+        if next(waits) == 1:
             log.warning("%s: %s is working on it; waiting for its end", target, _holder(lock))
         time.sleep(_POLL)
     if not taken:
