@@ -15,10 +15,10 @@ from wsi_saliency.evaluation.candidates import (
     comparable_layers,
     explain_all,
     main_layer,
-    ranked_by_magnitude,
 )
 from wsi_saliency.evaluation.metrics import total_variation
 from wsi_saliency.evaluation.results import MapKind
+from wsi_saliency.saliency.attribution import ATTRIBUTION
 from wsi_saliency.saliency.drift import measure_drift
 from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.layers import measure
@@ -123,7 +123,7 @@ def test_maps_are_those_of_explain_patches(whole):
     for kind in (c.kind for c in whole.compared):
         values = reference(whole.net, kind, whole.surrogate, reduce=None)
         expected, found = values.mean(1), whole.maps[kind]
-        if kind.attribution == "gradient":
+        if ATTRIBUTION[kind.attribution].magnitude:
             expected = expected.abs()
         assert found.maps.dtype == torch.float32
         torch.testing.assert_close(found.maps, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
@@ -163,7 +163,8 @@ def test_maps_are_placed_where_the_layer_is_less_the_drift(whole):
             g = measure(net, layer, pictures()[:1])
         assert candidate.geometry == g
         x = y = 0.0
-        if method == "backward-hook":
+        weighed = ATTRIBUTION[candidate.kind.attribution].weighs_activation
+        if method == "backward-hook" and not weighed:
             most = g.drift_y / g.reduction, g.drift_x / g.reduction
             pair = (reference(whole.net, c.kind, None).numpy() for c in (plain, candidate))
             y, x = (cells * g.reduction for cells in measure_drift(*pair, most))
@@ -174,7 +175,7 @@ def test_maps_are_placed_where_the_layer_is_less_the_drift(whole):
             place = plain.geometry
             expected = (place.reduction, place.centre_x, place.centre_y)
             assert whole.maps[control_of(candidate.kind)].placement == expected
-    assert drifted > 2
+    assert drifted
 
 
 def test_a_forward_hook_is_placed_by_its_own_geometry(whole):
@@ -209,7 +210,7 @@ def test_the_batch_size_changes_nothing(whole, batch):
 
 
 def test_only_the_sign_of_the_gradient_means_nothing():
-    assert [a for a in ATTRIBUTIONS if ranked_by_magnitude(a)] == ["gradient"]
+    assert [a for a in ATTRIBUTIONS if ATTRIBUTION[a].magnitude] == ["gradient"]
 
 
 def two_stages():
@@ -235,7 +236,7 @@ def test_layers_to_compare(make, asked, found):
 
 @pytest.mark.parametrize("asked", [("8",), ("input", "nix")])
 def test_a_layer_that_is_asked_for_has_to_be_there(asked):
-    with pytest.raises(ModelError, match=f"no layer '{asked[-1]}'"):
+    with pytest.raises(ModelError, match=r"no stage of the model lies at 1/8|no layer 'nix'"):
         comparable_layers(two_stages(), pictures()[:1].float(), asked)
 
 

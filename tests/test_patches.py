@@ -36,7 +36,7 @@ def behind(net, start, activation, target):
 @pytest.mark.parametrize("start", [0, 1, 3, 5])
 def test_gradient_against_finite_differences(start):
     net = random_net()
-    maps = explain_patches(net, X, str(start), 1, "gradient", "none")
+    maps = explain_patches(net, X, str(start), 1, "gradient", "none", signed=True)
     activation = net[: start + 1](X).detach()
     rng = np.random.default_rng(0)
     for _ in range(5):
@@ -74,8 +74,10 @@ def test_gradients_against_plain_autograd(method, layer):
     for attribution, values in expected.items():
         found = explain_patches(random_net(), X, layer, 2, attribution, method, reduce=None)
         torch.testing.assert_close(found, values.float())
-        found = explain_patches(random_net(), X, layer, 2, attribution, method)
+        found = explain_patches(random_net(), X, layer, 2, attribution, method, signed=True)
         torch.testing.assert_close(found, values.mean(1).float())
+        magnitude = explain_patches(random_net(), X, layer, 2, attribution, method)
+        torch.testing.assert_close(magnitude, found.abs() if attribution == "gradient" else found)
 
 
 @pytest.mark.parametrize("method", ["none", "backward-hook", "forward-hook"])
@@ -277,12 +279,13 @@ def test_all_shapes_of_logits(head):
 
 def test_smoothgrad_is_the_mean_over_noisy_copies():
     net = random_net()
-    found = explain_patches(net, X, "4", 0, smoothgrad=(3, 0.2), seed=5)
+    found = explain_patches(net, X, "4", 0, smoothgrad=(3, 0.2), seed=5, signed=True)
     random = torch.Generator().manual_seed(5)
     noise = [0.2 * torch.randn(X.shape[1:], generator=random, dtype=X.dtype) for _ in range(3)]
-    expected = torch.stack([explain_patches(net, X + n, "4", 0) for n in noise]).mean(0)
+    expected = torch.stack([explain_patches(net, X + n, "4", 0, signed=True) for n in noise]).mean(0)
     torch.testing.assert_close(found, expected)
-    assert not torch.equal(found, explain_patches(net, X, "4", 0, smoothgrad=(3, 0.2), seed=6))
+    other = explain_patches(net, X, "4", 0, smoothgrad=(3, 0.2), seed=6, signed=True)
+    assert not torch.equal(found, other)
 
 
 def test_two_models_in_two_threads():

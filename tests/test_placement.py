@@ -85,7 +85,11 @@ CASES = [
     *product(["none", "backward-hook", "forward-hook"], ["gradient", "gradient-x-activation"], ["4", "16"]),
     *product(["centred-hook"], ATTRIBUTIONS, ["4", "16"]),
 ]
-BIAS = {"centred-hook": 0.05, "surrogate": 0.25}  # the surrogate has the original's answers, not its gradient
+BIAS = {  # cells
+    "backward-hook": 0.25,  # of what has the activation as a factor, nothing is taken out
+    "centred-hook": 0.05,
+    "surrogate": 0.25,  # which has the original's answers, not its gradient
+}
 
 
 @pytest.mark.parametrize("mpp", [0.5, 0.26], ids=["same mpp", "resampled"])

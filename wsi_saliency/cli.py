@@ -239,6 +239,13 @@ _target = click.option(
     "a grey baseline; gradcam A · mean ∂y/∂A. Then the mean over channels.",
 )
 @click.option(
+    "--signed",
+    is_flag=True,
+    default=False,
+    help="Keep the sign of --attribution gradient, which is that of the layer's channels and cancels in "
+    "coarser levels; else its magnitude is stored. The other attributions are always signed evidence.",
+)
+@click.option(
     "--layer",
     metavar="NAME|REDUCTION|last|input",
     help="Layer to explain: a module name (layer2), a reduction (8: the last stage at 1/8 of the patch's "

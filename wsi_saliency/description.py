@@ -10,6 +10,7 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.geometry import TileGrid
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.plan import ASSUMED_MPP, canvas_for, tissue_shares, wanted_mpp
+from wsi_saliency.saliency.cancellation import vanishing
 from wsi_saliency.saliency.layers import (
     INPUT,
     explainable_stages,
@@ -157,7 +158,9 @@ def _layer_lines(classifier: Classifier) -> Lines:
     for name in [INPUT, *(stage.name for stage in stages)]:
         g = measure(classifier.module, name, blank)
         cells = f"1/{g.reduction}, {_counted(g.channels, 'channel')}, {g.cell_w} × {g.cell_h} cells"
-        lines.append(("layer", f"{name}: {cells}; {_smoothed_by(reach, g)}"))
+        vanish = vanishing(classifier.module, name, blank)
+        no_map = f"; no map of {', '.join(vanish)}: channels cancel each other" if vanish else ""
+        lines.append(("layer", f"{name}: {cells}; {_smoothed_by(reach, g)}{no_map}"))
     return lines + [("note", text) for text in note_on_other_stages(classifier.module, stages)]
 
 

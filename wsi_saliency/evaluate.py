@@ -27,7 +27,6 @@ from wsi_saliency.evaluation.candidates import (
     candidates,
     comparable_layers,
     main_layer,
-    ranked_by_magnitude,
 )
 from wsi_saliency.evaluation.contest import Contest, Outcome
 from wsi_saliency.evaluation.localisation import localise, patch_probability_map
@@ -43,6 +42,7 @@ from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.pipeline import TILES, ZARR, Result, explain_slide
 from wsi_saliency.plan import canvas_for, wanted_mpp
+from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, Network, choose_device, eval_mode
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
@@ -226,14 +226,17 @@ class Subject:
         device = choose_device(settings.device)
         classifier.module.to(device)
         blank = torch.zeros(1, 3, classifier.patch, classifier.patch, device=device)
-        compared = candidates(
-            classifier.module,
-            blank,
-            settings.methods or _available_methods(classifier, settings),
-            settings.attributions or _DEFAULT_ATTRIBUTIONS,
-            comparable_layers(classifier.module, blank, settings.layers),
-            surrogate=settings.surrogate,
-            precision=settings.precision,
+        compared = _with_maps(
+            candidates(
+                classifier.module,
+                blank,
+                settings.methods or _available_methods(classifier, settings),
+                settings.attributions or _DEFAULT_ATTRIBUTIONS,
+                comparable_layers(classifier.module, blank, settings.layers),
+                surrogate=settings.surrogate,
+                precision=settings.precision,
+            ),
+            asked=settings.attributions,
         )
         methods = dict.fromkeys(c.network.method for c in compared)
         layers = {c.kind.layer: c.geometry for c in compared if c.network.method == PLAIN}
@@ -313,6 +316,21 @@ class Subject:
                 p = probabilities(standard_logits(self.classifier.module(images)), self.classifier.output)
                 found.append((p[:, self.target] > 0.5).cpu().numpy())
         return np.concatenate(found)
+
+
+def _with_maps(compared: list[Candidate], asked: Sequence[Attribution]) -> list[Candidate]:
+    """Leave out what would be rounding noise; refuse it where it was asked for."""
+    networks = {(c.network.attribution, c.network.layer): c.network for c in compared}
+    noise = {
+        (attribution, layer)
+        for (attribution, layer), n in networks.items()
+        if vanishing(n.module, layer, n.baseline_image, [attribution])
+    }
+    for attribution, layer in sorted(noise):
+        if asked or len(noise) == len(networks):
+            raise refusal(attribution, layer)
+        log.warning("%s at layer %r is left out: its map would be rounding noise", attribution, layer)
+    return [c for c in compared if (c.network.attribution, c.network.layer) not in noise]
 
 
 def _available_methods(classifier: Classifier, settings: EvaluationSettings) -> tuple[Method, ...]:
@@ -408,9 +426,7 @@ def _sanity(
 
     def explain(module: nn.Module) -> NDArray[np.float32]:
         network = Network(module, n.layer, n.method, n.attribution, n.baseline_image, n.precision)
-        parts = [
-            candidate.order(network(*some).values.mean(1, dtype=torch.float32)) for some in contest.batches()
-        ]
+        parts = [network.maps(network(*some).values) for some in contest.batches()]
         progress(len(contest.images))
         return torch.cat(parts).cpu().numpy()
 
@@ -447,8 +463,7 @@ def _localised(
             boxes, p = _tile_probabilities(result.folder / TILES, subject)
             scores = localise(patch_probability_map(boxes, p, *lattice), positive, inside)
             yield Localised(name, None, *scores)
-        magnitude = np.abs(values) if ranked_by_magnitude(candidate.network.attribution) else values
-        yield Localised(name, candidate.kind, *localise(magnitude, positive, inside))
+        yield Localised(name, candidate.kind, *localise(values, positive, inside))
 
 
 def _slide_map(subject: Subject, candidate: Candidate, path: Path, folder: Path, *, progress: bool) -> Result:

@@ -86,6 +86,7 @@ def load_explainer(settings: RunSettings) -> Explainer:
         device=settings.device,
         precision=settings.precision,
         batch=settings.batch,
+        signed=settings.signed,
     )
     blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
     for notice in Reach(classifier.module, blank).notices([settings.method], [explainer.geometry]):
@@ -257,12 +258,13 @@ def heatmap_info(plan: Plan) -> HeatmapInfo:
         slide_size=plan.slide.size,
         slide_mpp=plan.slide.mpp,
         placement=plan.placement,
-        channel=" · ".join([network.attribution, network.method, network.layer, target]),
+        channel=" · ".join([network.quantity, network.method, network.layer, target]),
         details={
             "model": classifier.uri,
             "model_sha256": classifier.sha256,
             "method": network.method,
             "attribution": network.attribution,
+            "values": "magnitude" if network.is_magnitude else "signed",
             "layer": network.layer,
             "target": target,
         },
@@ -311,9 +313,13 @@ def _write_overview(
 ) -> None:
     size = plan.slide.size
     thumbnail = plan.slide.read(Region(0, 0, size.w, size.h), thumbnail_size(size))
-    target, attribution = _target_name(plan), plan.explainer.network.attribution
-    draw = partial(write_overview, path, thumbnail, heatmap, predictions=predictions, value_range=value_range)
-    if attribution == "gradient":  # its sign is that of a layer's channels, which nobody chose
-        draw(label=f"|gradient| of the {target} logit", signed=False)
-    else:
-        draw(label=f"{attribution}, {target} logit")
+    network = plan.explainer.network
+    write_overview(
+        path,
+        thumbnail,
+        heatmap,
+        label=f"{network.quantity}, {_target_name(plan)} logit",
+        signed=not network.is_magnitude,
+        predictions=predictions,
+        value_range=value_range,
+    )

@@ -84,6 +84,8 @@ def tissue_shares(grid: TileGrid, tissue: TissueMask) -> NDArray[np.float64]:
 
 def with_drift(plan: Plan, workers: int) -> Plan:
     """Measure the method's drift on some of the plan's patches, evenly taken, and place the map by it."""
+    if not plan.explainer.may_drift:
+        return plan
     sample = plan.tiles[:: -(-len(plan.tiles) // DRIFT_PATCHES) or 1]
     patches = PatchReader(plan.slide, plan.grid, sample, workers).read_all()
     return replace(plan, drift=plan.explainer.drift(patches))

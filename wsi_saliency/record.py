@@ -134,6 +134,7 @@ def run_record(
         "layer": asdict(plan.explainer.geometry),
         "grid": _grid_facts(plan),
         "placement": asdict(plan.placement) | {"unit": "level-0 pixels", "cells": asdict(plan.cells)},
+        "values": "magnitude" if plan.explainer.network.is_magnitude else "signed",
         "drift": {
             "x": plan.drift[0],
             "y": plan.drift[1],

@@ -90,6 +90,8 @@ class RunSettings:
         Weights for ``timm:NAME``.
     method, attribution
         How gradients are smoothed, and what is computed from them.
+    signed
+        Whether ``gradient`` keeps its sign, which is that of the layer's channels, in place of the magnitude.
     surrogate
         File of ``train-surrogate`` for the method of that name; None takes the one that comes with ``demo``.
     layer
@@ -129,6 +131,7 @@ class RunSettings:
     weights: Path | None = None
     method: Method = "backward-hook"
     attribution: Attribution = "gradient"
+    signed: bool = False
     surrogate: Path | None = None
     layer: str | None = None
     target: str | None = None

@@ -40,24 +40,15 @@ class Candidate:
     network: Network
     geometry: LayerGeometry
 
-    def order(self, maps: Tensor) -> Tensor:
-        """Return maps whose larger values are what the candidate finds more important."""
-        return maps.abs() if ranked_by_magnitude(self.network.attribution) else maps
-
     def drift(self, plain: Tensor, smooth: Tensor) -> tuple[float, float]:
         """How far its maps (N, h, w) lie to the lower right of the plain ones: (x, y) in patch pixels."""
         g = self.geometry
         most = g.drift_y / g.reduction, g.drift_x / g.reduction
-        if not SMOOTHING[self.network.method].moves_gradient or not any(most):
+        if not self.network.drifts or not any(most):
             return 0.0, 0.0
         some = slice(None, None, -(-len(plain) // DRIFT_PATCHES) or 1)
         drift_y, drift_x = measure_drift(plain[some].numpy(), smooth[some].numpy(), most)
         return drift_x * g.reduction, drift_y * g.reduction
-
-
-def ranked_by_magnitude(attribution: Attribution) -> bool:
-    """Tell whether an attribution's sign means nothing: the gradient's is that of the layer's channels."""
-    return attribution == "gradient"
 
 
 def candidates(
@@ -235,7 +226,7 @@ class _Seen:
         return values
 
     def note(self, kind: MapKind, candidate: Candidate, values: Tensor) -> None:
-        self._maps[kind].append(candidate.order(values.mean(1, dtype=torch.float32)).cpu())
+        self._maps[kind].append(candidate.network.maps(values).cpu())
         self._variations[kind].append(total_variation(values).cpu())
 
     def placed(self, plain: Candidate, rivals: Sequence[Candidate]) -> dict[MapKind, Explained]:

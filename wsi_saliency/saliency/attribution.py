@@ -11,6 +11,11 @@ gradcam                   A · mean of ∂y/∂A over h and w
 ========================  ==========================================================================
 
 A is the layer's activation, y the target logit, A′ the activation of a baseline image.
+
+The map is the mean over channels. What has the activation as a factor is *signed evidence*, for (+) and
+against (−) the target, and is averaged over cells with its sign, which keeps the sum. The sign of the plain
+gradient is that of the layer's channels and means little; averaged over cells it cancels. So the gradient's
+map is a *magnitude*.
 """
 
 from __future__ import annotations
@@ -143,10 +148,40 @@ def gradcam(question: Question) -> Attributed:
     return Attributed(activation.detach() * weights, logits.detach())
 
 
-ATTRIBUTION: dict[Attribution, Callable[[Question], Attributed]] = {
-    "gradient": gradient,
-    "gradient-x-activation": gradient_x_activation,
-    "deeplift": deeplift,
-    "integrated-gradients": integrated_gradients,
-    "gradcam": gradcam,
+@dataclass(frozen=True)
+class AttributionRule:
+    """An attribution: how it is computed, and what its values are.
+
+    Parameters
+    ----------
+    compute
+        Takes a question; gives values of all channels, and the logits.
+    magnitude
+        Whether a map is the magnitude of the mean over channels, for its sign means little; else it is
+        signed evidence.
+    weighs_activation
+        Whether the activation is a factor. It stays where it is, also where a smoothing method moves the
+        gradient.
+    needs_baseline
+        Whether it compares with a baseline. Such attributions do not vanish in front of a normalisation over
+        channels (see `wsi_saliency.saliency.cancellation`).
+    """
+
+    compute: Callable[[Question], Attributed]
+    magnitude: bool = False
+    weighs_activation: bool = True
+    needs_baseline: bool = False
+
+    def map_of(self, values: Tensor, *, signed: bool = False) -> Tensor:
+        """Turn values (N, C, h, w) into maps (N, h, w), float32; with ``signed`` never a magnitude."""
+        maps = values.mean(1, dtype=torch.float32)
+        return maps.abs() if self.magnitude and not signed else maps
+
+
+ATTRIBUTION: dict[Attribution, AttributionRule] = {
+    "gradient": AttributionRule(gradient, magnitude=True, weighs_activation=False),
+    "gradient-x-activation": AttributionRule(gradient_x_activation),
+    "deeplift": AttributionRule(deeplift, needs_baseline=True),
+    "integrated-gradients": AttributionRule(integrated_gradients, needs_baseline=True),
+    "gradcam": AttributionRule(gradcam),
 }

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.saliency.attribution import ATTRIBUTION, Attributed, Baseline, Question
+from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.drift import measure_drift
 from wsi_saliency.saliency.folding import own_copy
 from wsi_saliency.saliency.layers import LayerGeometry, find_layer, measure
@@ -37,7 +38,8 @@ DEFAULT_BATCH = {"cuda": 128, "mps": 32, "cpu": 16}
 class Explanation(NamedTuple):
     """Maps of some patches and what the classifier said of them.
 
-    ``maps`` (N, h, w): float32 on the CPU, signed, the mean over the layer's channels.
+    ``maps`` (N, h, w): float32 on the CPU, the mean over the layer's channels; its magnitude where the
+    attribution is one.
     ``logits`` (N, K): float32 on the CPU.
     """
 
@@ -76,6 +78,8 @@ class Network:
         Nodes of integrated gradients.
     noise
         SmoothGrad, or None.
+    signed
+        Keep the sign of maps that are a magnitude else.
     """
 
     module: nn.Module
@@ -87,6 +91,7 @@ class Network:
     surrogate: Surrogate | None = None
     steps: int = 50
     noise: Noise | None = None
+    signed: bool = False
     _baseline: Baseline = field(init=False)
 
     def __post_init__(self) -> None:
@@ -110,9 +115,29 @@ class Network:
                 total = total + self._ask(copy, target).values / self.noise.n
             return Attributed(total, logits)
 
+    @property
+    def drifts(self) -> bool:
+        """Whether the method moves its maps: the gradient, to one side, and no activation holds it."""
+        weighed = ATTRIBUTION[self.attribution].weighs_activation
+        return SMOOTHING[self.method].moves_gradient and not weighed
+
+    @property
+    def is_magnitude(self) -> bool:
+        """Whether its maps are magnitudes, not signed evidence."""
+        return ATTRIBUTION[self.attribution].magnitude and not self.signed
+
+    @property
+    def quantity(self) -> str:
+        """What a map's values are, such as ``|gradient|`` or ``deeplift``."""
+        return f"|{self.attribution}|" if self.is_magnitude else self.attribution
+
+    def maps(self, values: Tensor) -> Tensor:
+        """Turn values (N, C, h, w) into maps (N, h, w), float32."""
+        return ATTRIBUTION[self.attribution].map_of(values, signed=self.signed)
+
     def _ask(self, images: Tensor, target: Tensor) -> Attributed:
         question = Question(self.module, self.layer, images, target, self._baseline, self.steps)
-        return ATTRIBUTION[self.attribution](question)
+        return ATTRIBUTION[self.attribution].compute(question)
 
     @staticmethod
     def _noisy(images: Tensor, noise: Noise) -> Iterator[Tensor]:
@@ -204,6 +229,7 @@ class Explainer:
         device: str = "auto",
         precision: Precision = "auto",
         batch: int | None = None,
+        signed: bool = False,
     ) -> Explainer:
         """Resolve layer, target and device for a classifier, and measure the layer.
 
@@ -224,15 +250,29 @@ class Explainer:
             module, stand_in = working_copy(classifier.module, blank, {name}, method, surrogate)
         number_format = "fp32" if precision == "auto" else precision
         network = Network(
-            module.to(where), name, method, attribution, blank.to(where), number_format, stand_in
+            module.to(where),
+            name,
+            method,
+            attribution,
+            blank.to(where),
+            number_format,
+            stand_in,
+            signed=signed,
         )
+        if vanishing(network.module, name, network.baseline_image, [attribution]):
+            raise refusal(attribution, name)
         return cls(classifier, network, geometry, index, where, batch or DEFAULT_BATCH[where.type])
+
+    @property
+    def may_drift(self) -> bool:
+        """Whether the map may lie elsewhere than the plain one, so that `drift` has something to measure."""
+        return self.network.drifts and (self.geometry.drift_x, self.geometry.drift_y) != (0.0, 0.0)
 
     def drift(self, patches: NDArray[np.uint8]) -> tuple[float, float]:
         """Measure on patches (N, P, P, 3) how far the method moves the map: (x, y) in patch pixels."""
         g = self.geometry
         most = (g.drift_y / g.reduction, g.drift_x / g.reduction)
-        if not SMOOTHING[self.network.method].moves_gradient or not any(most) or not len(patches):
+        if not self.may_drift or not len(patches):
             return 0.0, 0.0
         n = self.network
         unsmoothed = replace(n, method=_PLAIN)
@@ -263,7 +303,7 @@ class Explainer:
     def _explain(self, patches: NDArray[np.uint8], network: Network) -> Explanation:
         target = torch.full((len(patches),), self.target, device=self.device)
         values, logits = network(self.classifier.normalised(patches, self.device), target)
-        return Explanation(values.mean(1, dtype=torch.float32).cpu(), logits.float().cpu())
+        return Explanation(self.network.maps(values).cpu(), logits.float().cpu())
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.models.classifier import SquashWatch, standard_logits
+from wsi_saliency.saliency.cancellation import cancels, refusal
 from wsi_saliency.saliency.engine import Network, Noise, eval_mode, working_copy
 from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.layers import find_layer
@@ -52,6 +53,8 @@ class PatchExplainer:
         (n, sigma): average over n copies of the images with Gaussian noise of that standard deviation.
     seed
         Of the noise.
+    signed
+        Keep the sign of ``gradient`` maps, which are magnitudes else: it is that of the layer's channels.
 
     Raises
     ------
@@ -75,6 +78,7 @@ class PatchExplainer:
         steps: int = 50,
         smoothgrad: tuple[int, float] | None = None,
         seed: int = 0,
+        signed: bool = False,
     ) -> None:
         check_images(images)
         self._device = next((p.device for p in model.parameters()), images.device)
@@ -94,7 +98,9 @@ class PatchExplainer:
             stand_in,
             steps,
             Noise(*smoothgrad, seed) if smoothgrad else None,
+            signed,
         )
+        self._map_checked = False
 
     def __call__(
         self,
@@ -114,8 +120,15 @@ class PatchExplainer:
         for start in range(0, len(images), batch_size or len(images)):
             batch = slice(start, start + (batch_size or len(images)))
             values = self._network(images[batch].to(self._device), targets[batch]).values.detach().float()
-            parts.append((values.mean(1) if reduce == "mean" else values).cpu())
+            parts.append((self._map(values) if reduce == "mean" else values).cpu())
         return torch.cat(parts)
+
+    def _map(self, values: Tensor) -> Tensor:
+        """Turn values (N, C, h, w) into maps, and make sure of the first that they are no rounding noise."""
+        if not self._map_checked and self._network.precision == "fp32" and cancels(values[:1]):
+            raise refusal(self._network.attribution, self._network.layer)
+        self._map_checked = True
+        return self._network.maps(values)
 
 
 def explain_patches(
@@ -134,6 +147,7 @@ def explain_patches(
     steps: int = 50,
     smoothgrad: tuple[int, float] | None = None,
     seed: int = 0,
+    signed: bool = False,
 ) -> Tensor:
     """Explain patches at a layer of any classifier; the classifier is bit for bit the same afterwards.
 
@@ -141,7 +155,7 @@ def explain_patches(
 
     Parameters
     ----------
-    model, layer, attribution, method, baseline, surrogate, precision, steps, smoothgrad, seed
+    model, layer, attribution, method, baseline, surrogate, precision, steps, smoothgrad, seed, signed
         As in `PatchExplainer`.
     images
         (N, 3, H, W) floats, normalised as the classifier wants them.
@@ -150,12 +164,12 @@ def explain_patches(
     batch_size
         Images per pass; all at once if left out.
     reduce
-        ``"mean"`` over channels, or None for all channels.
+        ``"mean"`` over channels, its magnitude for ``gradient`` unless ``signed``; or None for all channels.
 
     Returns
     -------
     Tensor
-        Float32 on the CPU: (N, h, w), signed; (N, C, h, w) with ``reduce=None``.
+        Float32 on the CPU: (N, h, w); (N, C, h, w) with ``reduce=None``, which is always signed.
 
     Raises
     ------
@@ -176,6 +190,7 @@ def explain_patches(
         steps=steps,
         smoothgrad=smoothgrad,
         seed=seed,
+        signed=signed,
     )
     return explain(images, target, batch_size=batch_size, reduce=reduce)
 
