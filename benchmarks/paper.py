@@ -1,10 +1,11 @@
 """The paper's findings, on what can be had: which hold, which do not, and which these patches cannot tell.
 
-    python benchmarks/paper.py -o results                # writes docs/results.md, reports into results/
+    python benchmarks/paper.py -o results --only real   # tissue in ../shared/real: tables of docs/results.md
+    python benchmarks/paper.py -o results               # docs/results-elsewhere.md, reports into results/
     python benchmarks/paper.py -o results --model camelyon16 --surrogate FILE slides/*.tif
 
-The first takes EfficientNet-Lite0 on crops of photographs and the demo classifier on drawn tumour, of which
-the nuclei are known; the second any classifier and slides, on patches that it takes for tumour, as the paper
+The second takes EfficientNet-Lite0 on crops of photographs and the demo classifier on drawn tumour, of which
+the nuclei are known; the third any classifier and slides, on patches that it takes for tumour, as the paper
 did.
 """
 
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from real_tissue import on_real_tissue
 from subjects import ROOT, drawn_tumour, lite0
 
 from wsi_saliency import EvaluationSettings, Surrogate, load_classifier
@@ -41,9 +43,10 @@ from wsi_saliency.models.classifier import Output, probabilities, standard_logit
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.settings import METHODS, Attribution, Method
 
-PAGE = ROOT / "docs/results.md"
+PAGE = ROOT / "docs/results-elsewhere.md"
+REAL = ROOT.parent / "shared/real"
 COMPARED: tuple[Attribution, ...] = ("gradient", "deeplift")
-SMOOTHING: tuple[Method, ...] = METHODS[1:]
+SMOOTHING: tuple[Method, ...] = ("backward-hook", "forward-hook", "surrogate")
 BLUR: Control = "blurred-none"
 LITTLE = 0.05  # a change of the probability that costs little accuracy
 
@@ -355,7 +358,9 @@ def _cell(found: Found, scored: Scored) -> str:
     return " / ".join(f"{number:.3f}" for number in numbers)
 
 
-INTRODUCTION = """# What the paper found, measured again
+INTRODUCTION = """# What the paper found, on photographs and drawn tissue
+
+On real tissue: [results.md](results.md).
 
 [Smooth Deep Saliency](https://arxiv.org/abs/2404.02282) says that maps of hidden layers score better than
 those of the input and than Grad-CAM; that all three methods lower total variation; that the surrogate costs
@@ -387,7 +392,7 @@ $ python benchmarks/paper.py -o results --model camelyon16 --surrogate surrogate
 @click.option("--surrogate", type=click.Path(path_type=Path), help="Its surrogate; of Lite0 without SLIDES.")
 @click.option("--patches", "n", type=int, help="Patches a study.  [default: 300; 48 of photographs]")
 @click.option("--step-rows", default=8, show_default=True, help="Rows of a patch that make a step.")
-@click.option("--only", type=click.Choice(["photographs", "drawn"]), help="One of the two studies.")
+@click.option("--only", type=click.Choice(["real", "photographs", "drawn"]), help="One of the studies.")
 def main(
     slides: tuple[Path, ...],
     out: Path,
@@ -398,7 +403,10 @@ def main(
     step_rows: int,
     only: str | None,
 ) -> None:
-    """Measure, and write the page: docs/results.md, or results.md in the output folder for SLIDES."""
+    """Measure, and write docs/results-elsewhere.md, or results.md in the output folder for SLIDES."""
+    if only == "real":
+        on_real_tissue(REAL, out, n or 200, surrogate)
+        return
     studies: dict[str, Callable[[], Study]]
     if slides:
         studies = {
