@@ -110,9 +110,10 @@ def compare(name: str, net: nn.Module, x: Tensor, repeats: int, steps: int, devi
     own = own_copy(net, x[:1], keep={layer})
     methods = {
         m: Network(own, layer, m, "gradient", torch.zeros_like(x[:1]))
-        for m in ("none", "backward-hook", "forward-hook")
+        for m in ("none", "backward-hook", "centred-hook", "forward-hook")
     }
-    for method, bound in (("backward-hook", "≤ 1.05"), ("forward-hook", "≤ 1.15")):
+    bounds = {"backward-hook": "≤ 1.05", "centred-hook": "≤ 1.05", "forward-hook": "≤ 1.15"}
+    for method, bound in bounds.items():
         pair = (partial(methods[m], x, targets) for m in (method, "none"))
         row(f"{method} / none", *pair, 3 * repeats, device, bound, memory=False)
     theirs = without_inplace(net)
