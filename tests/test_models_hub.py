@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import logging
 import socket
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models import hub, load_classifier
@@ -76,8 +80,11 @@ def assert_refused_within(seconds: float, *said: str) -> None:
         hub.hub_file(REPO, FILE, REVISION)
     assert time.monotonic() - start < seconds
     assert "\n" not in str(caught.value)
-    for part in (REPO, FILE, REVISION, "--model demo", "--model timm:NAME --weights FILE", *said):
-        assert part in str(caught.value)
+    message = str(caught.value)
+    assert message.startswith("--model demo works without a network")
+    ways = f"--weights FILE (elsewhere: hf download {REPO} {FILE} --revision {REVISION})"
+    for part in (ways, "--model timm:NAME --weights FILE", *said):
+        assert part in message
 
 
 def test_a_file_is_downloaded_once_and_then_cached(
@@ -102,6 +109,36 @@ def test_another_revision_in_the_cache_is_not_taken(
     point_at("http://127.0.0.1:9", monkeypatch)
     assert_refused_within(2)
     assert hub.hub_file(REPO, FILE, "main").read_bytes() == CONTENT
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stderr", "level", "shown"),
+    [
+        (Terminal(), logging.WARNING, True),
+        (Terminal(), logging.ERROR, False),  # --quiet
+        (io.StringIO(), logging.WARNING, False),
+    ],
+)
+def test_a_download_shows_its_progress_to_who_looks(
+    stderr: io.StringIO,
+    level: int,
+    shown: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(level, hub.log.name)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_PROGRESS_BARS", None)
+    monkeypatch.setattr(sys, "stderr", stderr)
+    with fake_hub() as endpoint:
+        point_at(endpoint, monkeypatch)
+        hub.hub_file(REPO, FILE, REVISION)
+    assert ("model.pt" in stderr.getvalue() and "100%" in stderr.getvalue()) == shown
+    assert not are_progress_bars_disabled("huggingface_hub.http_get")
 
 
 def test_a_hub_that_refuses_is_not_tried_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +173,6 @@ def test_a_file_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_default_classifier_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:
     point_at("http://127.0.0.1:9", monkeypatch)
     with pytest.raises(
-        ModelError, match=r"models/model\.pt of MONAI/pathology_tumor_detection .*--model demo"
+        ModelError, match=r"--model demo .*models/model\.pt of MONAI/pathology_tumor_detection"
     ):
         load_classifier()

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.models.wording import plain
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger(__name__)
+
+_BARS = "huggingface_hub"  # the group of its bars
 TIMEOUT = 10.0  # seconds the Hub may take to answer
 
 
@@ -15,7 +30,7 @@ def hub_file(repo: str, filename: str, revision: str) -> Path:
     """Return the local path of one file of a model repository at a pinned revision (tag or commit).
 
     A cached file is used without asking the network; ``HF_HUB_OFFLINE``, ``HF_HOME`` and ``HF_ENDPOINT``
-    are honoured by huggingface_hub.
+    are honoured by huggingface_hub. A download shows its progress on a terminal.
 
     Raises
     ------
@@ -28,17 +43,33 @@ def hub_file(repo: str, filename: str, revision: str) -> Path:
     try:
         # hf_hub_download alone tries an unreachable Hub for 23 seconds, a silent one for six minutes.
         get_hf_file_metadata(hf_hub_url(repo, filename, revision=revision), timeout=TIMEOUT)
-        return Path(hf_hub_download(repo, filename, revision=revision))
+        with _bar():
+            return Path(hf_hub_download(repo, filename, revision=revision))
     except (
         Exception
     ) as error:  # the versions of huggingface_hub raise errors of three different HTTP libraries
         raise ModelError(
-            f"{filename} of {repo} (revision {revision}) is not in the cache and cannot be downloaded "
-            f"({_reason(error)}); use --model demo, or a local file: a copy of it with --weights FILE, "
-            "or --model timm:NAME --weights FILE"
+            f"--model demo works without a network; {filename} of {repo} (revision {revision}) is not in the "
+            f"cache and cannot be downloaded ({_reason(error)}): give a copy of it with --weights FILE "
+            f"(elsewhere: hf download {repo} {filename} --revision {revision}), or use --model timm:NAME "
+            "--weights FILE"
         ) from error
+
+
+@contextmanager
+def _bar() -> Iterator[None]:
+    """Leave huggingface_hub's bar to it, unless not even warnings are wanted."""
+    if log.isEnabledFor(logging.WARNING) or are_progress_bars_disabled(_BARS):
+        yield
+        return
+    disable_progress_bars(_BARS)
+    try:
+        yield
+    finally:
+        enable_progress_bars(_BARS)
 
 
 def _reason(error: Exception) -> str:
     """First sentence of the error, on one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0].rstrip(".")
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return plain(first.split(". ")[0].rstrip("."))
