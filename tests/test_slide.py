@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.slides_made import noise, pyramid, write_svs
+from tests.slides_made import noise, pyramid, write_svs, write_tiff
 from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Mpp, Region, Size
 from wsi_saliency.slides.resampling import LevelPixels
@@ -265,12 +265,61 @@ def test_mpp_of_no_use_is_none(stated: Mpp | None, power: float | None) -> None:
     assert spacing_of(None, stated, power).mpp is None
 
 
-@pytest.mark.parametrize("mpp", [0.0252, 252.0])
+@pytest.mark.parametrize("mpp", [0.0252, 62.0])
 def test_implausible_mpp_is_used_with_a_warning(mpp: float) -> None:
     spacing = spacing_of(None, Mpp(mpp, mpp), None)
     assert spacing.mpp == Mpp(mpp, mpp)
     assert "0.05–20" in spacing.warnings[0]
     assert "--mpp" in spacing.warnings[0]
+
+
+@pytest.mark.parametrize("stated", [1e-300, 1e308, 250.0, 0.0005, -0.5])
+@pytest.mark.parametrize("power", [None, 20])
+def test_impossible_mpp_of_a_file_is_refused_whatever_the_objective(
+    tmp_path: Path, stated: float, power: float | None
+) -> None:
+    path = write_svs(tmp_path / "s.svs", [PICTURE], mpp=stated, power=power)
+    with pytest.raises(SlideError, match=r"s\.svs: .*not believed.*give it with --mpp") as raised:
+        open_slide(path)
+    assert ("250 nm are 0.25 µm: --mpp 0.25" in str(raised.value)) == (stated == 250)
+    assert ("0.0005 mm are 0.5 µm: --mpp 0.5" in str(raised.value)) == (stated == 0.0005)
+    with open_slide(path, mpp_required=False) as slide:
+        assert slide.stated_mpp is None
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.mpp == Mpp(0.5, 0.5)
+
+
+@pytest.mark.parametrize("power", [1e-300, 1e300, 0.01])
+def test_impossible_objective_gives_no_estimate(power: float) -> None:
+    spacing = spacing_of(None, None, power)
+    assert spacing.mpp is None
+    assert "not believed" in spacing.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (500, "--mpp 500: µm per pixel lie within 0.001–100; 500 nm are 0.5 µm: --mpp 0.5"),
+        (0.00025, "0.00025 mm are 0.25 µm: --mpp 0.25"),
+        (1e-300, "--mpp 1e-300: µm per pixel lie within 0.001–100"),
+        (1e308, "--mpp 1e+308: µm per pixel lie within 0.001–100"),
+    ],
+)
+def test_mpp_option_in_another_unit_is_refused_with_what_it_may_mean(
+    tmp_path: Path, given: float, words: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        open_slide(write_svs(tmp_path / "s.svs", [PICTURE]), mpp=given)
+    assert str(raised.value).endswith(words)
+
+
+def test_mpp_of_a_thumbnail_is_taken_with_a_warning(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "s.tif", [PICTURE], mpp=None)
+    with open_slide(path, mpp=78) as slide:
+        assert slide.mpp == Mpp(78, 78)
+        assert "outside 0.05–20" in slide.warnings[0]
+    with open_slide(path, mpp=7.8) as slide:
+        assert slide.warnings == ()
 
 
 @pytest.mark.parametrize("dpi", [72, 96, 300])

@@ -26,6 +26,10 @@ SUFFIXES = frozenset(
 PLAUSIBLE_MPP = (0.05, 20.0)
 """µm per pixel of anything a slide scanner writes, thumbnails of whole slides included."""
 
+POSSIBLE_MPP = (0.001, 100.0)
+"""µm per pixel beyond which a number is no µm per pixel: light shows nothing so small, and a pixel of a tenth
+of a millimetre nothing of a tissue. Here lie nanometres and millimetres given as micrometres."""
+
 _LEVEL_TOLERANCE = 2e-3
 """A level this much too coarse is still taken: it spares a read four times as large, and nobody sees it."""
 
@@ -247,11 +251,11 @@ def open_slide(path: Path | str, mpp: float | None = None, mpp_required: bool = 
     SlideError
         If there is no such file, if it is no slide or damaged, or if nobody says how large its pixels are.
     SettingsError
-        If ``mpp`` is not a positive number.
+        If ``mpp`` is not a possible number of µm per pixel.
     """
     path = Path(path)
-    if mpp is not None and not _is_length(mpp):
-        raise SettingsError(f"--mpp {mpp:g}: µm per pixel must be a positive number")
+    if mpp is not None:
+        _check_given(mpp)
     if not path.is_file():
         raise SlideError(f"{path}: {'is a folder, not a slide' if path.is_dir() else 'no such file'}")
     slide = _opened(path, mpp)
@@ -303,7 +307,7 @@ def spacing_of(given: float | None, stated: Mpp | None, objective_power: float |
     """
     if given is not None:
         return _checked(Mpp(given, given), "--mpp")
-    if stated is not None and _is_length(stated.x) and _is_length(stated.y):
+    if stated is not None and not (math.isnan(stated.x) or math.isnan(stated.y)) and stated.x and stated.y:
         return _checked(stated, "the file")
     if objective_power is not None and _is_length(objective_power):
         return _estimated(objective_power)
@@ -313,18 +317,38 @@ def spacing_of(given: float | None, stated: Mpp | None, objective_power: float |
 def _estimated(objective_power: float) -> Spacing:
     mpp = 10 / objective_power
     source = f"estimated from the objective power {objective_power:g}×"
+    if not _is_possible(mpp):
+        return Spacing(None, "unknown", (f"an objective power of {objective_power:g}× is not believed",))
     return Spacing(
         Mpp(mpp, mpp), source, (f"{mpp:g} µm per pixel is {source}; give the exact value with --mpp",)
     )
 
 
 def _checked(mpp: Mpp, source: str) -> Spacing:
-    """Warn about pixels of a size that slides do not have."""
+    """Warn about pixels of a size that slides do not have; do not believe in what nothing can have."""
+    size = f"{mpp.x:g} × {mpp.y:g} µm per pixel"
     if is_plausible(mpp):
         return Spacing(mpp, source)
-    size = f"{mpp.x:g} × {mpp.y:g} µm per pixel"
-    warning = f"{size} ({source}) is outside {_plausible_range()}; correct it with --mpp"
+    if not (_is_possible(mpp.x) and _is_possible(mpp.y)):
+        return Spacing(None, "unknown", (f"{size} ({source}) is not believed{_meant(mpp.x)}",))
+    warning = f"{size} ({source}) is outside {_range_of(PLAUSIBLE_MPP)}; correct it with --mpp"
     return Spacing(mpp, source, (warning,))
+
+
+def _check_given(mpp: float) -> None:
+    """Raise `SettingsError` if ``--mpp`` is no number of µm per pixel, and say what may be meant."""
+    if not _is_length(mpp):
+        raise SettingsError(f"--mpp {mpp:g}: µm per pixel must be a positive number")
+    if not _is_possible(mpp):
+        raise SettingsError(f"--mpp {mpp:g}: µm per pixel lie within {_range_of(POSSIBLE_MPP)}{_meant(mpp)}")
+
+
+def _meant(mpp: float) -> str:
+    """Say what a number would be if it were nanometres or millimetres."""
+    for unit, factor in (("nm", 1e-3), ("mm", 1e3)):
+        if PLAUSIBLE_MPP[0] <= mpp * factor <= PLAUSIBLE_MPP[1]:
+            return f"; {mpp:g} {unit} are {mpp * factor:g} µm: --mpp {mpp * factor:g}"
+    return ""
 
 
 def spacing_of_plain_tiff(given: float | None, tagged: Mpp | None) -> Spacing:
@@ -336,7 +360,7 @@ def spacing_of_plain_tiff(given: float | None, tagged: Mpp | None) -> Spacing:
     if given is not None or tagged is None or is_plausible(tagged):
         return spacing_of(given, tagged, None)
     size = f"{tagged.x:.4g} × {tagged.y:.4g} µm"
-    warning = f"its resolution tags say {size}, outside {_plausible_range()}, not believed"
+    warning = f"its resolution tags say {size}, outside {_range_of(PLAUSIBLE_MPP)}, not believed"
     return Spacing(None, "unknown", (warning,))
 
 
@@ -346,8 +370,12 @@ def is_plausible(mpp: Mpp) -> bool:
     return low <= mpp.x <= high and low <= mpp.y <= high
 
 
-def _plausible_range() -> str:
-    return f"{PLAUSIBLE_MPP[0]:g}–{PLAUSIBLE_MPP[1]:g}"
+def _range_of(limits: tuple[float, float]) -> str:
+    return f"{limits[0]:g}–{limits[1]:g}"
+
+
+def _is_possible(mpp: float) -> bool:
+    return POSSIBLE_MPP[0] <= mpp <= POSSIBLE_MPP[1]
 
 
 def _is_length(value: float) -> bool:
