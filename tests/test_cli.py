@@ -259,7 +259,7 @@ def cut(path):
 
 BAD_SLIDES = {
     "missing.svs": (lambda path: None, "no such file"),
-    "text.svs": (lambda path: path.write_text("not a slide\n"), "neither OpenSlide nor tifffile can read it"),
+    "text.svs": (lambda path: path.write_text("not a slide\n"), "it is a text file, not a slide"),
     "empty.svs": (lambda path: path.touch(), "the file is empty"),
     "truncated.svs": (cut, ""),
     # last in the alphabet: `inspect` describes it

@@ -107,6 +107,7 @@ def test_the_record_says_what_was_done(slide, result):
     assert (facts["name"], facts["bytes"]) == ("section.svs", slide.stat().st_size)
     assert (facts["format"], facts["size"], facts["levels"]) == ("aperio", {"w": W, "h": H}, 2)
     assert (facts["mpp"], facts["mpp_source"]) == ({"x": 0.5, "y": 0.5}, "the file")
+    assert (facts["reader"], facts["warnings"]) == ("openslide", [])
     said = [float(row["probability_tumour"]) for row in rows_of(result.folder)]
     highest = pytest.approx(max(said), rel=1e-5)
     counts = {"grid": 11 * 9, "tissue": len(said), "positive": sum(p > 0.5 for p in said)}

@@ -40,7 +40,7 @@ class ArraySlide(Slide):
         self._pixels = levels
         self._skewed = skewed
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Nothing to release."""
 
     def _anchor(self, level: int) -> int | None:
@@ -70,7 +70,7 @@ class FormulaSlide(Slide):
         self._formula = formula
         self.largest_read = 0
 
-    def close(self) -> None:
+    def _release(self) -> None:
         """Nothing to release."""
 
     def _read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
@@ -352,7 +352,7 @@ def test_mpp_option_must_be_positive(tmp_path: Path, mpp: float) -> None:
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "no such file"), (b"", "is empty"), (b"slide\nof text\n", "neither OpenSlide nor tifffile")],
+    [(None, "no such file"), (b"", "is empty"), (b"slide\nof text\n", "it is a text file")],
 )
 def test_what_is_no_slide_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
     path = tmp_path / "odd.svs"

@@ -10,6 +10,7 @@ import tifffile
 from tests.slides_made import noise, pyramid, reduced, write_ome_tiff, write_tiff
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp, Region, Size
+from wsi_saliency.slides import stored
 from wsi_saliency.slides import tiff as tiff_slides
 from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.slides.tiff import TiffSlide
@@ -154,6 +155,35 @@ def test_ome_objective_gives_an_estimate(tmp_path: Path) -> None:
         assert slide.objective_power == 40
 
 
+_ENTITIES = "".join(f'<!ENTITY {new} "{f"&{old};" * 20}">' for old, new in zip("abcd", "bcde", strict=True))
+BOMB = (
+    f'<?xml version="1.0"?><!DOCTYPE OME [<!ENTITY a "aaaaaaaaaaaaaaaa">{_ENTITIES}]>'
+    '<OME><Pixels PhysicalSizeX="&e;"/></OME>'
+)
+
+
+@pytest.mark.parametrize(
+    ("xml", "words"),
+    [
+        (BOMB, "declares entities"),
+        ("<OME><Pixels \x1b[31m</OME>", "is damaged"),
+        ("<OME>" * 3 + "</OME>", "is damaged"),
+    ],
+)
+def test_harmful_or_damaged_xml_is_refused(tmp_path: Path, xml: str, words: str) -> None:
+    path = write_tiff(tmp_path / "s.tif", [PICTURE], description=xml)
+    with pytest.raises(SlideError, match=rf"s\.tif: its OME-XML {words}") as raised:
+        open_slide(path)
+    assert str(raised.value).isprintable()
+
+
+@pytest.mark.parametrize("size", ["1e-300", "1e308", "nan", "-1", "0,5", "0x10", ""])
+def test_ome_pixel_size_that_means_nothing_is_not_taken(tmp_path: Path, size: str) -> None:
+    path = write_ome_tiff(tmp_path / "s.ome.tif", [PICTURE], PhysicalSizeX=size)
+    with pytest.raises(SlideError, match=r"s\.ome\.tif: the file does not say .*--mpp"):
+        open_slide(path)
+
+
 @pytest.mark.parametrize("dpi", [72, 96, 300])
 def test_screen_resolution_is_no_mpp(tmp_path: Path, dpi: int) -> None:
     path = write_tiff(tmp_path / "s.tif", [PICTURE], tile=None, resolution=(dpi, dpi), resolutionunit="INCH")
@@ -231,7 +261,7 @@ def test_damaged_tile_names_file_and_region(tmp_path: Path) -> None:
 def test_one_huge_strip_is_refused_if_it_must_be_decoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tiff_slides, "LARGEST_SEGMENT", 500_000)
+    monkeypatch.setattr(stored, "LARGEST_TILE", 500_000)
     huge: dict[str, Any] = {"tile": None, "rowsperstrip": 700}
     with pytest.raises(SlideError, match="re-save the slide as tiled TIFF"):
         open_slide(write_tiff(tmp_path / "s.tif", [PICTURE], **huge))
@@ -244,9 +274,9 @@ def test_cache_spares_decoding_and_stays_bounded(tmp_path: Path, monkeypatch: py
     decoded: list[int] = []
     decode = tiff_slides._Segmented._decoded
 
-    def counted(store: tiff_slides._Segmented, index: int) -> NDArray[np.uint8]:
+    def counted(store: tiff_slides._Segmented, data: bytes, index: int) -> NDArray[np.uint8]:
         decoded.append(index)
-        return decode(store, index)
+        return decode(store, data, index)
 
     monkeypatch.setattr(tiff_slides._Segmented, "_decoded", counted)
     with open_slide(write_ome_tiff(tmp_path / "s.ome.tif", [PICTURE])) as slide:

@@ -156,6 +156,7 @@ def _slide_facts(plan: Plan) -> dict[str, Any]:
         "name": slide.path.name,
         "bytes": slide.path.stat().st_size,
         "format": slide.format,
+        "reader": slide.reader,
         "size": asdict(slide.size),
         "levels": len(slide.levels),
         "mpp": asdict(slide.mpp),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ClassVar, Self
 
 import numpy as np
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from numpy.typing import NDArray
+
+log = logging.getLogger(__name__)
 
 SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".dicom"}
@@ -90,9 +93,15 @@ class Slide(abc.ABC):
         Magnification of the objective, if the file says.
     bounds
         Where the scanner found something, level-0 pixels; the whole slide if the file does not say.
+    notes
+        What else a user should know about the slide, a line each.
+    doubt
+        Why the file is probably damaged, though it can be read.
 
     Attributes
     ----------
+    reader : str
+        Library that reads the file.
     path, format, levels, objective_power, bounds
         As given.
     size : Size
@@ -101,9 +110,9 @@ class Slide(abc.ABC):
         µm per level-0 pixel, None if nobody says; `mpp` is the same without the None.
     mpp_source : str
         Where the mpp comes from, in words.
-    warnings : tuple of str
-        What a user should know about the slide, a line each.
     """
+
+    reader: ClassVar[str] = "none"
 
     def __init__(
         self,
@@ -113,6 +122,8 @@ class Slide(abc.ABC):
         spacing: Spacing,
         objective_power: float | None = None,
         bounds: Region | None = None,
+        notes: tuple[str, ...] = (),
+        doubt: str | None = None,
     ) -> None:
         self.path = path
         self.format = file_format
@@ -120,7 +131,8 @@ class Slide(abc.ABC):
         self.size = levels[0].size
         self.stated_mpp = spacing.mpp
         self.mpp_source = spacing.source
-        self.warnings = spacing.warnings
+        self._spacing, self._notes, self._doubt = spacing, notes, doubt
+        self._closed = False
         self.objective_power = objective_power
         self.bounds = bounds or Region(0, 0, self.size.w, self.size.h)
 
@@ -134,11 +146,23 @@ class Slide(abc.ABC):
             If neither the file nor ``--mpp`` says.
         """
         if self.stated_mpp is None:
-            reasons = "".join(f" ({warning})" for warning in self.warnings)
-            raise SlideError(
-                f"{self.path}: the file does not say how many µm a pixel is{reasons}; give it with --mpp"
-            )
+            raise SlideError(f"{self.path}: {self._why_no_mpp()}")
         return self.stated_mpp
+
+    def _why_no_mpp(self) -> str:
+        reasons = "".join(f" ({warning})" for warning in self._spacing.warnings)
+        if self._doubt is None:
+            return f"the file does not say how many µm a pixel is{reasons}; give it with --mpp"
+        return (
+            f"{self._doubt}, which does not say how many µm a pixel is{reasons}; "
+            "copy the file again, or give --mpp to read it as it is"
+        )
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a user should know about the slide, a line each; reading may find more."""
+        doubt = () if self._doubt is None else (self._doubt,)
+        return (*doubt, *self._spacing.warnings, *self._notes, *self._findings())
 
     def read(self, region: Region, out: Size) -> NDArray[np.uint8]:
         """Read a region, resampled from the best level.
@@ -188,9 +212,21 @@ class Slide(abc.ABC):
         w, h = round(region.w * self.mpp.x / mpp), round(region.h * self.mpp.y / mpp)
         return self.read(region, Size(max(1, w), max(1, h)))
 
-    @abc.abstractmethod
     def close(self) -> None:
-        """Release the file; reading afterwards raises `SlideError`."""
+        """Release the file, and log what reading has found; reading afterwards raises `SlideError`."""
+        if not self._closed:
+            self._closed = True
+            for finding in self._findings():
+                log.warning("%s: %s", self.path.name, finding)
+            self._release()
+
+    @abc.abstractmethod
+    def _release(self) -> None:
+        """Let go of the file."""
+
+    def _findings(self) -> tuple[str, ...]:
+        """Say what reading has found so far that a user should know."""
+        return ()
 
     def __enter__(self) -> Self:
         return self
@@ -253,12 +289,14 @@ def open_slide(path: Path | str, mpp: float | None = None, mpp_required: bool = 
     SettingsError
         If ``mpp`` is not a possible number of µm per pixel.
     """
+    # Imported here because the readers build on this module.
+    from wsi_saliency.slides.opening import check_file, opened
+
     path = Path(path)
     if mpp is not None:
         _check_given(mpp)
-    if not path.is_file():
-        raise SlideError(f"{path}: {'is a folder, not a slide' if path.is_dir() else 'no such file'}")
-    slide = _opened(path, mpp)
+    check_file(path)
+    slide = opened(path, mpp)
     try:
         if mpp_required:
             _ = slide.mpp
@@ -266,25 +304,6 @@ def open_slide(path: Path | str, mpp: float | None = None, mpp_required: bool = 
         slide.close()
         raise
     return slide
-
-
-def _opened(path: Path, mpp: float | None) -> Slide:
-    """Open with the reader that fits: OpenSlide's own formats, its generic TIFF, everything else."""
-    # Imported here because both modules build on this one.
-    from wsi_saliency.slides.openslide import OpenSlideSlide, detect_format
-    from wsi_saliency.slides.tiff import TiffSlide, openslide_misreads
-
-    file_format = detect_format(path)
-    if file_format is None and path.stat().st_size == 0:
-        raise SlideError(f"{path}: the file is empty")
-    if file_format is None or (file_format == "generic-tiff" and openslide_misreads(path)):
-        return TiffSlide(path, mpp)
-    try:
-        return OpenSlideSlide(path, mpp)
-    except SlideError:
-        if file_format != "generic-tiff":
-            raise
-    return TiffSlide(path, mpp)  # for instance a codec that libtiff lacks
 
 
 def is_slide_name(path: Path | str) -> bool:

@@ -1,0 +1,181 @@
+"""From a path to the reader that fits: what the file is, who wrote it, and whether it is whole."""
+
+from __future__ import annotations
+
+import stat
+from typing import TYPE_CHECKING, NamedTuple
+
+from wsi_saliency.errors import SlideError
+from wsi_saliency.slides.directories import check_directories, is_tiff
+from wsi_saliency.slides.openslide import OpenSlideRefusal, OpenSlideSlide, detect_format
+from wsi_saliency.slides.tiff import TiffSlide
+from wsi_saliency.slides.tiff_pages import level_pages, open_tiff
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import tifffile
+
+    from wsi_saliency.slides.slide import Slide
+
+_PLAIN = "generic-tiff"
+_AS_PLAIN = "it is read as a plain TIFF"
+
+_PICTURE = "not a whole-slide image; give the slide itself, or save it as a tiled TIFF"
+_PACKED = "unpack it and give the slide that is in it"
+_CONVERT = "convert it to OME-TIFF, for instance with bfconvert or QuPath"
+_KINDS: tuple[tuple[int, bytes, str], ...] = (
+    (0, b"\xff\xd8\xff", f"a JPEG picture, {_PICTURE}"),
+    (0, b"\x89PNG", f"a PNG picture, {_PICTURE}"),
+    (0, b"GIF8", f"a GIF picture, {_PICTURE}"),
+    (4, b"jP  ", f"a JPEG 2000 picture, {_PICTURE}"),
+    (8, b"WEBP", f"a WebP picture, {_PICTURE}"),
+    (0, b"%PDF", f"a PDF, {_PICTURE}"),
+    (0, b"PK\x03\x04", f"a zip archive; {_PACKED}"),
+    (0, b"\x1f\x8b", f"a gzip archive; {_PACKED}"),
+    (0, b"7z\xbc\xaf", f"a 7z archive; {_PACKED}"),
+    (0, b"Rar!", f"a RAR archive; {_PACKED}"),
+    (257, b"ustar", f"a tar archive; {_PACKED}"),
+    (0, b"ZISRAWFILE", f"a Zeiss CZI file, which cannot be read; {_CONVERT}"),
+    (0, b"\x89HDF", f"an HDF5 file, which cannot be read; {_CONVERT}"),
+    (128, b"DICM", "a DICOM file, but none that OpenSlide takes for a whole-slide image"),
+)
+_HEAD = 1024  # bytes, enough for every kind
+
+
+def check_file(path: Path) -> None:
+    """Check that a path leads to a file that can be read; a pipe or device might never end.
+
+    Raises
+    ------
+    SlideError
+        If there is no such file, if it is none, if it is empty or may not be read.
+    """
+    try:
+        mode, size = path.stat().st_mode, path.stat().st_size
+        if stat.S_ISREG(mode):
+            path.open("rb").close()
+    except FileNotFoundError:
+        words = f"is a link to {path.readlink()}, which is not there" if path.is_symlink() else "no such file"
+        raise SlideError(f"{path}: {words}") from None
+    except PermissionError:
+        raise SlideError(f"{path}: you may not read it; ask for permission, or copy it") from None
+    except (OSError, ValueError) as error:  # a link to itself, a name too long, a null in it
+        raise SlideError(f"{path}: no file can be read there ({getattr(error, 'strerror', error)})") from None
+    if stat.S_ISDIR(mode):
+        raise SlideError(f"{path}: is a folder, not a slide")
+    if not stat.S_ISREG(mode):
+        raise SlideError(f"{path}: is a pipe, socket or device, not a file")
+    if size == 0:
+        raise SlideError(f"{path}: the file is empty")
+
+
+def opened(path: Path, mpp: float | None) -> Slide:
+    """Open with the reader that fits: OpenSlide, or tifffile where OpenSlide refuses or would misread.
+
+    Raises
+    ------
+    SlideError
+        If the file is no slide, or damaged.
+    """
+    try:
+        return _opened(path, mpp)
+    except SlideError as error:
+        raise SlideError(f"{path}: {error}") from error
+
+
+def _opened(path: Path, mpp: float | None) -> Slide:
+    tiff = is_tiff(path)
+    if tiff:
+        check_directories(path)
+    file_format = detect_format(path)
+    if file_format is None and not tiff:
+        raise SlideError(_what_else(path))
+    if file_format is None or file_format == _PLAIN:
+        return _plain_tiff(path, mpp, file_format)
+    try:
+        return OpenSlideSlide(path, mpp)
+    except OpenSlideRefusal as error:  # no other reader knows such a file as well
+        raise SlideError(
+            f"it calls itself a slide of the format {file_format}, but is damaged, an incomplete copy, or of "
+            f"a kind that OpenSlide does not know ({error})"
+        ) from error
+
+
+def _plain_tiff(path: Path, mpp: float | None, file_format: str | None) -> Slide:
+    """Open a TIFF that OpenSlide takes as generic, or not at all."""
+    looks = _look(path)
+    why = None
+    if looks.vendor:
+        why = (
+            f"it calls itself a slide of the format {looks.vendor}, but OpenSlide does not take it for one: "
+            "probably it is damaged, or an incomplete copy"
+        )
+    if file_format is not None and not looks.misread:
+        try:
+            return OpenSlideSlide(path, mpp, doubt=why and f"{why}; {_AS_PLAIN}")
+        except OpenSlideRefusal as error:  # for instance a codec that libtiff lacks
+            why = why or f"OpenSlide cannot open it ({error})"
+    try:
+        return TiffSlide(path, mpp, doubt=why and f"{why}; {_AS_PLAIN}")
+    except SlideError as error:
+        raise SlideError(f"{why}; {error}" if why else str(error)) from error
+
+
+class _Looks(NamedTuple):
+    """What a TIFF says about itself: whose format it is, and whether OpenSlide would misread it."""
+
+    vendor: str | None = None
+    misread: bool = False
+
+
+def _look(path: Path) -> _Looks:
+    """Look at a TIFF that OpenSlide takes as generic, or not at all.
+
+    OpenSlide sees neither the SubIFD pyramid nor the pixel size of OME-TIFF, shows the first channel of a
+    stack as if it were the picture, and cuts 16-bit pixels to their upper byte without a word.
+    """
+    try:
+        with open_tiff(path) as tiff:
+            deep = any(page.bitspersample != 8 for page in level_pages(tiff))
+            return _Looks(None if tiff.is_ome else _vendor(tiff.pages.first), bool(tiff.is_ome) or deep)
+    except Exception:  # see TiffSlide: whoever opens it says what is wrong
+        return _Looks()
+
+
+def _vendor(page: tifffile.TiffPage) -> str | None:
+    """Vendor that a TIFF's first directory names, in OpenSlide's spelling."""
+    description, software = page.description, page.software
+    xmp = page.tags.valueof(700, b"")
+    signs = {
+        "aperio": description.startswith("Aperio") or "|AppMag = " in description,
+        "leica": "leica-microsystems.com/scn" in description,
+        "philips": "DPUfsImport" in description,
+        "trestle": software.startswith("MedScan"),
+        "hamamatsu": 65420 in page.tags or str(page.tags.valueof(271, "")).startswith("Hamamatsu"),
+        "ventana": "<iScan" in description or (isinstance(xmp, bytes) and b"<iScan" in xmp),
+    }
+    return next((vendor for vendor, says in signs.items() if says), None)
+
+
+def _what_else(path: Path) -> str:
+    """Say what a file is that is no TIFF, and that OpenSlide does not know."""
+    if path.suffix.lower() == ".mrxs":
+        return f"the folder {path.stem} with Slidedat.ini must lie beside it; copy both"
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    for place, sign, words in _KINDS:
+        if head[place:].startswith(sign):
+            return f"it is {words}"
+    if not any(head):
+        return "it starts with zeros instead of a slide's header: the copy is incomplete; copy it again"
+    if _is_text(head):
+        return "it is a text file, not a slide"
+    return (
+        "no slide that OpenSlide or tifffile can read; it is of another format, damaged or an incomplete copy"
+    )
+
+
+def _is_text(head: bytes) -> bool:
+    text = head.decode("utf-8", "ignore")
+    return len(text) >= len(head) - 3 and all(c.isprintable() or c.isspace() for c in text)
