@@ -36,7 +36,7 @@ from make_mosaic import MARGIN, Mosaic, make_mosaic, patch_files, write_mosaic  
 from wsi_saliency import EvaluationSettings, RunSettings, explain_slide, open_slide  # noqa: E402
 from wsi_saliency.evaluate import Subject  # noqa: E402
 from wsi_saliency.evaluation.annotations import Annotations, read_annotations  # noqa: E402
-from wsi_saliency.evaluation.candidates import Candidate, ranked_by_magnitude  # noqa: E402
+from wsi_saliency.evaluation.candidates import Candidate  # noqa: E402
 from wsi_saliency.evaluation.localisation import patch_probability_map, pixel_scores  # noqa: E402
 from wsi_saliency.evaluation.statistics import CONFIDENCE, RESAMPLES  # noqa: E402
 from wsi_saliency.heatmap.ome_zarr import Heatmap  # noqa: E402
@@ -189,9 +189,7 @@ def measured(subject: Subject, candidates: Sequence[Candidate], cases: Sequence[
                 layers.add(kind.layer)
                 for question, scores in case.scores(heatmap, probability_map(result, heatmap, case.positive)):
                     found[question, kind.plain].append(scores)
-            values = heatmap.read(0)
-            ranked = np.abs(values) if ranked_by_magnitude(candidate.network.attribution) else values
-            for question, scores in case.scores(heatmap, ranked):
+            for question, scores in case.scores(heatmap, heatmap.read(0)):
                 found[question, kind].append(scores)
     return found
 
