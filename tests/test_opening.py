@@ -19,6 +19,7 @@ from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp, Placement, Region, Size
 from wsi_saliency.heatmap.ome_xml import ome_xml
 from wsi_saliency.heatmap.pyramid import HeatmapInfo
+from wsi_saliency.slides import opening
 from wsi_saliency.slides.openslide import OpenSlideSlide
 from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.slides.tiff import TiffSlide
@@ -156,6 +157,16 @@ def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(Path, "open", forbidden)
     assert refused(path) == "you may not read it; ask for permission, or copy it"
+
+
+def test_a_disk_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_svs(tmp_path / "s.svs", [PICTURE])
+
+    def fails(_: Path) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(opening, "check_directories", fails)
+    assert refused(path) == "the file cannot be read (Input/output error)"
 
 
 def test_what_openslide_cannot_open_keeps_its_reason(tmp_path: Path) -> None:

@@ -150,6 +150,15 @@ def test_tiles_without_data_are_white_and_counted(
     assert np.abs(got[:, :256].astype(int) - PICTURE[:, :256]).mean() < 4
 
 
+@READERS
+def test_a_slide_without_any_data_is_refused(tmp_path: Path, write: Callable[..., Path]) -> None:
+    path = write(tmp_path / "s.tif", "deflate")
+    for tile in range(6):
+        set_table(path, "TileByteCounts", tile, 0)
+    with pytest.raises(SlideError, match=r"s\.tif: there are no pixels in the file"):
+        open_slide(path, 0.5)
+
+
 def test_aperio_fills_tiles_without_data_from_the_finer_level(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "s.svs", pyramid(PICTURE, (1, 4)))
     set_table(path, "TileByteCounts", 0, 0, page=1)

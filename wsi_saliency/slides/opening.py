@@ -82,6 +82,8 @@ def opened(path: Path, mpp: float | None) -> Slide:
         return _opened(path, mpp)
     except SlideError as error:
         raise SlideError(f"{path}: {error}") from error
+    except OSError as error:  # a disk or network that fails
+        raise SlideError(f"{path}: the file cannot be read ({error.strerror})") from error
 
 
 def _opened(path: Path, mpp: float | None) -> Slide:

@@ -81,13 +81,14 @@ class OpenSlideSlide(Slide):
             self._handle = handle = openslide.OpenSlide(path)
             levels = _levels(handle)
             self._file, self._tiles = _stored_tiles(path, levels)
+            properties = handle.properties
+            file_format = properties[openslide.PROPERTY_NAME_VENDOR]
+            empty = empty_tiles(self._tiles, filled=file_format == "aperio")
         except BaseException as error:
             self._release()
             if isinstance(error, (openslide.OpenSlideError, OSError)):
                 raise OpenSlideRefusal(library_says("OpenSlide", error, path)) from error
             raise
-        properties = handle.properties
-        file_format = properties[openslide.PROPERTY_NAME_VENDOR]
         super().__init__(
             path,
             file_format,
@@ -95,7 +96,7 @@ class OpenSlideSlide(Slide):
             _spacing(properties, file_format, mpp),
             _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
             _bounds(properties),
-            notes=empty_tiles(self._tiles, filled=file_format == "aperio"),
+            notes=empty,
             doubt=doubt,
         )
         self._downsamples: tuple[float, ...] = handle.level_downsamples

@@ -194,7 +194,16 @@ def empty_tiles(levels: Sequence[StoredTiles | None], filled: bool = False) -> t
     """Say how many tiles have no data, a line for a slide's warnings; nothing if all have.
 
     ``filled`` says that the reader fills them from the next finer level, where there is one.
+
+    Raises
+    ------
+    SlideError
+        If no tile of the finest level has data.
     """
+    if levels[0] is not None and levels[0].empty == levels[0].count:
+        raise SlideError(
+            "there are no pixels in the file, though it says where they should be; copy it again"
+        )
     where = [f"{t.empty} of {t.count} at level {i}" for i, t in enumerate(levels) if t and t.empty]
     how = "as white at level 0, elsewhere from the next finer level" if filled else "as white"
     return (f"tiles without data in the file are read {how}: {', '.join(where)}",) if where else ()

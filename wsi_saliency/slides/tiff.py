@@ -77,6 +77,7 @@ class TiffSlide(Slide):
                 self._tiles = [StoredTiles(self._file, page) for page in pages]
                 self._stores = _stores(self._tiles, pages)  # decoders look at the file once more
             self._to_rgb = _rgb_converter(pages[0])
+            empty = empty_tiles(self._tiles)
         # Any exception: which one a damaged file draws from a parser of many formats is its own business.
         except Exception as error:
             self._file.close()
@@ -84,7 +85,7 @@ class TiffSlide(Slide):
             raise SlideError(reason) from error
         sizes = [Size(page.imagewidth, page.imagelength) for page in pages]
         levels = tuple(level_of(sizes[0], size) for size in sizes)
-        super().__init__(path, "tiff", levels, spacing, power, notes=empty_tiles(self._tiles), doubt=doubt)
+        super().__init__(path, "tiff", levels, spacing, power, notes=empty, doubt=doubt)
 
     def _release(self) -> None:
         self._stores = []
