@@ -12,9 +12,11 @@ from wsi_saliency.evaluation.results import (
     Example,
     Localised,
     MapKind,
+    Phase,
     SanityStage,
     Scored,
     Stability,
+    with_phase,
 )
 
 LAYERS = (("input", 1), ("conv1", 2), ("layer1", 4), ("layer2", 8), ("layer3", 16), ("layer4", 32))
@@ -34,7 +36,7 @@ class Shape:
     patches: int = 40
     steps: int = 28
     examples: int = 3
-    extras: bool = False  # stability, sanity, localisation
+    extras: bool = False  # phase and grid stability, sanity, localisation
     slide: str = "slide-1.svs"
     seed: int = 0
 
@@ -47,17 +49,20 @@ def made_evaluation(shape: Shape = SMALL) -> Evaluation:
     """Make an evaluation; the same shape gives the same figures."""
     rng = np.random.default_rng(shape.seed)
     probability = rng.beta(5, 1.5, shape.patches)
+    scored = [_scored(kind, probability, shape.steps, rng) for kind in kinds(shape)]
+    phase = _phase(scored, np.random.default_rng(shape.seed)) if shape.extras else []
     return Evaluation(
         facts=_facts(shape),
         patch_rows=[
             {"slide": shape.slide, "x": 512 * i, "y": 1024, "w": 448, "h": 448, "probability": float(p)}
             for i, p in enumerate(probability)
         ],
-        scored=[_scored(kind, probability, shape.steps, rng) for kind in kinds(shape)],
+        scored=with_phase(scored, phase),
         prediction_difference={
             m: rng.random(shape.patches) * (0.05 if m in ("forward-hook", "surrogate") else 0)
             for m in shape.methods
         },
+        phase=phase,
         stability=_stability(shape, rng) if shape.extras else [],
         sanity=_sanity(shape, rng) if shape.extras else [],
         localised=_localised(shape, rng) if shape.extras else [],
@@ -107,7 +112,24 @@ def _scored(kind: MapKind, probability: np.ndarray, steps: int, rng: np.random.G
         area(insertion),
         area(deletion),
         roughness * np.exp(rng.normal(0, 0.1, len(probability))),
+        np.full(len(probability), np.nan),
     )
+
+
+STEADINESS = {"none": 0.1, "backward-hook": 0.7, "forward-hook": 0.85, "surrogate": 0.5}
+
+
+def _phase(scored: list[Scored], rng: np.random.Generator) -> list[Phase]:
+    """Moves of each patch by multiples of 8 px; deeper layers are less steady, and one has no figure."""
+    found = []
+    for s in scored:
+        if s.kind.layer:
+            n, depth = len(s.insertion), np.log2(s.kind.reduction or 1)
+            level = STEADINESS.get(s.kind.method or "", 0.5) - 0.06 * depth - 0.2 * bool(s.kind.control)
+            moves = 8 * rng.integers(1, 4, (n, 4, 2))
+            alike = np.clip(level + rng.normal(0, 0.1, (n, 4)), -1, 1)
+            found.append(Phase(s.kind, moves, np.where(depth == 5, np.nan, alike)))
+    return found
 
 
 def area(curves: np.ndarray) -> np.ndarray:
@@ -119,6 +141,7 @@ def _facts(shape: Shape) -> dict[str, object]:
     return {
         "model": {"uri": "demo", "sha256": "0123456789abcdef" * 4, "classes": ["normal", "tumour"]},
         "target": "tumour",
+        "total_stride": 32,
         "slides": [shape.slide],
         "settings": {"patches": shape.patches, "seed": shape.seed, "score_on": "original", "layers": []},
         "versions": {"wsi-saliency": "0.1.0", "torch": "2.15.0"},

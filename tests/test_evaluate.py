@@ -121,13 +121,13 @@ def test_the_demo_finds_the_nests_by_its_probabilities_and_by_every_method(demo)
 
 def test_everything_is_written_and_nothing_else(demo):
     _, folder, metrics = demo
-    pictures = ["curves.png", "examples.png", "scores.png", "total-variation.png"]
+    pictures = ["choice.png", "curves.png", "examples.png", "scores.png", "total-variation.png"]
     files = ["curves.npz", "index.html", "maps", "metrics.csv", "metrics.json", *pictures]
     assert names_in(folder) == sorted(files)
     assert names_in(folder / "maps" / "tumour_nests") == ["backward-hook-gradient", "none-gradient"]
     assert metrics.keys() == {
-        *("schema", "findings", "combinations", "prediction_difference", "stability", "sanity", "localised"),
-        *("facts", "patches"),
+        *("schema", "findings", "combinations", "prediction_difference", "phase", "stability", "sanity"),
+        *("localised", "facts", "patches"),
     }
     assert len(metrics["combinations"]) == 2 + 3
     assert metrics["sanity"] == []
@@ -144,6 +144,7 @@ def test_facts_say_what_was_evaluated(demo):
     assert facts["slides"] == ["tumour_nests.svs"]
     assert facts["layers"] == {"layer2": 8}
     assert facts["layer_of_slide_maps"] == "layer2"
+    assert facts["total_stride"] == 32
     assert facts["settings"]["annotations"] == str(SAMPLE / "tumour_nests.geojson")
     assert facts["seconds"] > 0
     assert {"python", "wsi-saliency", "torch"} <= facts["versions"].keys()
@@ -160,6 +161,27 @@ def test_patches_lie_on_the_slide_and_have_probabilities(demo):
         assert 0 <= row["probability"] <= 1
     whole = [row["probability"] for row in metrics["patches"]]
     np.testing.assert_allclose(evaluation.scored[0].insertion_curves[:, -1], whole, atol=1e-12)
+
+
+def test_patches_are_moved_by_less_than_the_total_stride(demo):
+    evaluation, _, metrics = demo
+    assert len(evaluation.phase) == len(metrics["phase"]) == 2 + 1
+    for found, written in zip(evaluation.phase, metrics["phase"], strict=True):
+        assert written["label"] == found.kind.label
+        assert set(np.unique(found.moves)) <= {0, 8, 16, 24}
+        known = found.correlation[~np.isnan(found.correlation)]
+        assert known.size  # some patches' maps are 0 all over
+        assert (np.abs(known) <= 1).all()
+        assert sum(move["n"] for move in written["moves"]) == known.size
+        combination = next(row for row in metrics["combinations"] if row["label"] == found.kind.label)
+        assert combination["phase_stability"]["mean"] == pytest.approx(np.nanmean(found.by_patch))
+
+
+def test_phase_stability_can_be_left_out(spots, slide, out):
+    found = evaluate_slide(slide, out, settings_of(phase_moves=0))
+    assert found.phase == []
+    assert all(np.isnan(scored.phase_stability).all() for scored in found.scored)
+    assert strict(out / "metrics.json")["combinations"][0]["phase_stability"]["n"] == 0
 
 
 def test_the_patches_that_the_classifier_is_surest_of_are_shown(demo):

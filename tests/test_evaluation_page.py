@@ -42,7 +42,7 @@ addEventListener("load", () => {
   const rows = () => [...document.querySelectorAll("#scores-rows tbody tr")];
   const header = (i) => document.querySelector(`#scores-rows th[data-column="${i}"]`);
   const found = { first: rows().map((row) => row.dataset.names), sorted: {} };
-  for (const column of [0, 3, 4, 5, 7, 9]) {
+  for (const column of [0, 3, 4, 5, 7, 9, 11]) {
     found.sorted[column] = ["ascending", "descending"].map(() => {
       header(column).querySelector("button").click();
       const order = rows().map((row) => [row.cells[column].dataset.value, row.dataset.names]);
@@ -180,7 +180,7 @@ def test_nothing_is_fetched(page: str, structure: Structure) -> None:
 def test_names_cannot_become_markup(page: str, structure: Structure) -> None:
     assert structure.tags["script"] == 1
     assert structure.tags["b"] == 0
-    assert structure.tags["img"] == 6
+    assert structure.tags["img"] == 7
     assert page.count("</script>") == 1
     said = "".join(structure.words)
     assert "</script><img src=x onerror=alert(1)>&\"'\ufffd\ufffd.svs" in said
@@ -191,14 +191,20 @@ def test_the_page_says_what_it_shows(page: str, folder: Path, structure: Structu
     said = "".join(structure.words)
     for sentence in json.loads((folder / "metrics.json").read_text("utf-8"))["findings"]:
         assert " ".join(sentence.split()) in " ".join(said.split())
-    for word in ("Insertion (higher is better)", "Deletion (lower is better)", "Controls", "seconds.total"):
+    for word in (
+        "Insertion (higher is better)",
+        "Deletion (lower is better)",
+        "Controls",
+        "Phase stability",
+        "seconds.total",
+    ):
         assert word in said
     assert len(page) < 4_000_000
 
 
 def test_the_page_renders(outcome: dict[str, Any]) -> None:
     assert outcome["failures"] == []
-    assert len(outcome["images"]) == 6
+    assert len(outcome["images"]) == 7
     assert min(outcome["images"]) > 300
     assert outcome["tables"][0] == 2 + len(made_evaluation(SHAPE).scored)
     assert min(outcome["tables"]) > 1
@@ -221,7 +227,7 @@ def test_the_best_insertion_comes_first(outcome: dict[str, Any]) -> None:
     assert outcome["first"] == [c.kind.label for c in expected]
 
 
-@pytest.mark.parametrize("column", [0, 3, 4, 5, 7, 9])
+@pytest.mark.parametrize("column", [0, 3, 4, 5, 7, 9, 11])
 def test_headers_sort(outcome: dict[str, Any], column: int) -> None:
     for direction, found in zip(("ascending", "descending"), outcome["sorted"][str(column)], strict=True):
         assert found["aria"] == direction
@@ -236,9 +242,10 @@ def test_headers_sort(outcome: dict[str, Any], column: int) -> None:
 
 def test_sorting_takes_whole_rows_along(outcome: dict[str, Any]) -> None:
     compared = [c for c in compare(made_evaluation(SHAPE)) if "none" in c.against]
-    expected = {c.kind.label: c.against["none"]["insertion"].summary.mean for c in compared}
-    ascending = outcome["sorted"]["7"][0]["order"]
-    assert {name: float(value) for value, name in ascending if value} == expected
+    for column, metric in (("9", "insertion"), ("11", "phase_stability")):
+        expected = {c.kind.label: c.against["none"][metric].summary.mean for c in compared}
+        ascending = outcome["sorted"][column][0]["order"]
+        assert {name: float(value) for value, name in ascending if value} == expected
     assert len(ascending) == len(made_evaluation(SHAPE).scored)
 
 
@@ -273,9 +280,12 @@ def test_any_text_is_escaped(value: object, expected: str) -> None:
 
 def test_an_evaluation_without_extras_has_no_empty_sections(tmp_path: Path) -> None:
     bare = replace(made_evaluation(), examples=[], prediction_difference={}, facts={})
+    assert not bare.phase
     write_report(bare, tmp_path)
     shown = (tmp_path / "index.html").read_text("utf-8")
     present = partial(re.search, string=shown)
     assert not present(">Further tables<")
     assert not present(">Examples<")
     assert present(">All scores<")
+    assert not present(">Phase stability<")  # a column
+    assert present(">Insertion − deletion<")

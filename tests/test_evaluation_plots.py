@@ -12,9 +12,16 @@ import pytest
 from PIL import Image
 
 from tests.evaluations_made import ATTRIBUTIONS, LARGE, LAYERS, METHODS, SMALL, Shape, made_evaluation
-from wsi_saliency.evaluation.panels import DPI, Look, png, style
+from wsi_saliency.evaluation.panels import DPI, Look, name_points, panels_of, png, style
+from wsi_saliency.evaluation.plots import (
+    choice,
+    plots,
+    sanity,
+    scores_by_layer,
+    smoothness_by_layer,
+    stability,
+)
 from wsi_saliency.evaluation.plots import curves as draw_curves
-from wsi_saliency.evaluation.plots import plots, sanity, scores_by_layer, smoothness_by_layer, stability
 from wsi_saliency.evaluation.results import Evaluation, Example, MapKind
 from wsi_saliency.evaluation.sheet import MOST_MAPS, examples
 
@@ -94,6 +101,39 @@ def test_controls_are_drawn_where_they_are() -> None:
     blurred = of(evaluation, "forward-hook", "gradient", "layer2", control="blurred-none")
     points = line(figure, "gradient: insertion", "blur as smooth as forward-hook")
     assert points[1, 1] == pytest.approx(blurred.insertion.mean())
+
+
+def test_the_choice_is_a_point_for_each_map() -> None:
+    evaluation = made_evaluation(replace(MIDDLE, extras=True))
+    figure = choice(evaluation)
+    assert [axes.get_title(loc="left") for axes in figure.axes] == list(MIDDLE.attributions)
+    assert (
+        len({axes.get_xlim() for axes in figure.axes}) == len({axes.get_ylim() for axes in figure.axes}) == 1
+    )
+    for control, label in ((None, "backward-hook"), ("blurred-none", "blur as smooth as backward-hook")):
+        maps = [
+            of(evaluation, "backward-hook", "deeplift", layer, control=control)
+            for layer in ("layer1", "layer2", "layer3")
+        ]
+        expected = [(s.phase_stability.mean(), s.insertion.mean() - s.deletion.mean()) for s in maps]
+        found = [h.get_xydata()[0] for h in figure.axes[1].lines if h.get_label() == label]
+        np.testing.assert_allclose(sorted(map(tuple, found)), sorted(expected))
+    random = of(evaluation, None, None, None, control="random")
+    level = line(figure, "deeplift", "random")[:, 1]
+    np.testing.assert_allclose(level, random.insertion.mean() - random.deletion.mean())
+    names = {text.get_text() for axes in figure.axes for text in axes.texts}
+    assert names == {"layer1", "layer2", "layer3"}
+
+
+def test_names_of_close_points_do_not_cover_each_other() -> None:
+    panels = panels_of([["a"]], 4)[1]
+    axes = panels["a"]
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    name_points(axes, {"one": (0.5, 0.5), "far": (0.1, 0.5), "two": (0.52, 0.5), "three": (0.48, 0.49)})
+    heights = {text.get_text(): text.get_position()[1] for text in axes.texts}
+    close = sorted(heights[name] for name in ("one", "two", "three"))
+    assert min(np.diff(close)) >= 0.0499
+    assert heights["far"] == 0.5
 
 
 def test_panels_of_a_metric_have_one_scale() -> None:

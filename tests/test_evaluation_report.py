@@ -14,7 +14,7 @@ from tests.evaluations_made import ATTRIBUTIONS, LAYERS, METHODS, SMALL, Shape, 
 from wsi_saliency.errors import OutputError
 from wsi_saliency.evaluation.comparison import compare
 from wsi_saliency.evaluation.report import findings, metrics_csv, write_report
-from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, SanityStage
+from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, SanityStage, Scored
 from wsi_saliency.evaluation.statistics import paired, summary, verdict
 from wsi_saliency.evaluation.wording import decimals, interval, listing, number
 
@@ -63,7 +63,8 @@ def test_all_files_are_there(folder: Path) -> None:
         "metrics.csv",
         "curves.npz",
         "index.html",
-        *(f"{n}.png" for n in ("scores", "curves", "total-variation", "examples", "stability", "sanity")),
+        *(f"{n}.png" for n in ("choice", "scores", "curves", "total-variation", "examples")),
+        *(f"{n}.png" for n in ("stability", "sanity")),
     }
 
 
@@ -74,6 +75,8 @@ def test_summaries_are_those_of_the_patches(evaluation: Evaluation, metrics: dic
         assert written["deletion"] == vars(summary(scored.deletion))
         assert written["insertion"]["mean"] == pytest.approx(scored.insertion.mean())
         assert written["total_variation"]["n"] == 30
+        assert written["faithfulness"]["mean"] == pytest.approx((scored.insertion - scored.deletion).mean())
+        assert written["phase_stability"]["n"] == (30 if scored.kind.layer else 0)
 
 
 def test_differences_are_paired_with_the_rivals_of_the_same_layer(
@@ -90,12 +93,14 @@ def test_differences_are_paired_with_the_rivals_of_the_same_layer(
     }
     assert found["against"].keys() == rivals.keys()
     for name, kind in rivals.items():
-        for metric, higher in (("insertion", True), ("deletion", False)):
+        for metric, higher in (("insertion", True), ("deletion", False), ("faithfulness", True)):
             expected = paired(getattr(own, metric), getattr(by_kind[kind], metric))
             written = found["against"][name][metric]
             assert written == {**vars(expected), "verdict": verdict(expected, higher)}
     assert found["against"]["none"]["total_variation"]["verdict"] == "better"
-    assert "total_variation" not in found["against"]["random"]
+    assert found["against"]["none"]["phase_stability"]["verdict"] == "better"
+    assert "total_variation" not in found["against"]["blurred-none"]
+    assert found["against"]["random"].keys() == {"insertion", "deletion", "faithfulness"}
 
 
 def test_plain_maps_and_controls_have_no_rival_of_their_own(metrics: dict[str, Any]) -> None:
@@ -110,8 +115,10 @@ def test_plain_maps_and_controls_have_no_rival_of_their_own(metrics: dict[str, A
 def test_permuted_patches_give_the_same_figures(evaluation: Evaluation) -> None:
     order = np.random.default_rng(3).permutation(30)
     fields = ("insertion_curves", "deletion_curves", "insertion", "deletion", "total_variation")
+    fields += ("phase_stability",)
     scored = [replace(s, **{f: getattr(s, f)[order] for f in fields}) for s in evaluation.scored]
-    assert compare(replace(evaluation, scored=scored)) == compare(evaluation)
+    permuted, original = compare(replace(evaluation, scored=scored)), compare(evaluation)
+    assert str(permuted) == str(original)  # nan is not equal to itself
 
 
 def test_a_map_like_none_differs_from_it_by_nothing() -> None:
@@ -129,6 +136,13 @@ def test_the_seed_of_the_settings_is_that_of_the_intervals(evaluation: Evaluatio
 
 def test_further_results_are_written(evaluation: Evaluation, metrics: dict[str, Any]) -> None:
     assert metrics["stability"][0] == vars(evaluation.stability[0])
+    first, phase = metrics["phase"][0], evaluation.phase[0]
+    assert first["label"] == phase.kind.label
+    chosen = (phase.moves == (8, 24)).all(2)
+    move = next(move for move in first["moves"] if (move["x"], move["y"]) == (8, 24))
+    assert move["n"] == chosen.sum()
+    assert move["mean"] == pytest.approx(phase.correlation[chosen].mean())
+    assert sum(move["n"] for move in first["moves"]) == 30 * 4
     assert metrics["sanity"][1]["module"] == "fc"
     assert metrics["sanity"][1]["spearman"] == vars(summary(evaluation.sanity[1].spearman))
     assert metrics["localised"][0]["kind"]["label"] == "none · gradient · layer2"
@@ -163,6 +177,11 @@ def test_csv_agrees_with_json(folder: Path, metrics: dict[str, Any]) -> None:
         assert row["control"] == (combination["control"] or "")
         assert row["reduction"] == str(combination["reduction"] or "")
         assert float(row["insertion_low"]) == combination["insertion"]["low"]
+        assert row["phase_stability"] == (
+            ""
+            if combination["control"] in ("random", "centred-gaussian")
+            else str(combination["phase_stability"]["mean"])
+        )
         blurred = combination["against"].get("blurred-none")
         written = row["deletion_minus_blurred_none_high"], row["deletion_minus_blurred_none_verdict"]
         expected = (str(blurred["deletion"]["high"]), blurred["deletion"]["verdict"]) if blurred else ("", "")
@@ -270,6 +289,53 @@ def test_what_the_verdicts_mean_for_the_choice(
     assert meaning in line
 
 
+def placed(evaluation: Evaluation, places: dict[str, tuple[float, float]]) -> Evaluation:
+    """Give layers' maps of gradients a faithfulness and a phase stability; controls have less of both."""
+
+    def move(s: Scored) -> Scored:
+        faithful, steady = places.get(s.kind.layer or "", (-0.5, 0.0)) if not s.kind.control else (-0.5, 0.0)
+        jitter = np.linspace(-0.01, 0.01, len(s.insertion))
+        return replace(
+            s, insertion=0.5 + jitter, deletion=0.5 - faithful + 0 * jitter, phase_stability=steady + jitter
+        )
+
+    return replace(evaluation, scored=[move(s) for s in evaluation.scored])
+
+
+def test_maps_that_none_surpasses_in_both_are_named_for_the_choice() -> None:
+    made = made_evaluation(Shape(METHODS[:1], ATTRIBUTIONS[:1], LAYERS[1:5]))
+    places = {"conv1": (0.1, 0.95), "layer1": (0.3, 0.2), "layer2": (0.2, 0.7), "layer3": (0.15, 0.7)}
+    (line,) = [s for s in findings(placed(made, places)) if s.startswith("Which map to choose")]
+    order = ["gradient at layer1", "gradient at layer2", "gradient at conv1"]
+    assert [line.index(name) for name in order] == sorted(line.index(name) for name in order)
+    assert "layer2 without smoothing (insertion − deletion 0.200, phase stability 0.70)" in line
+    assert "layer3" not in line
+    (line,) = [s for s in findings(placed(made, {"layer2": (0.2, 0.7)})) if s.startswith("Which map to ch")]
+    assert line.endswith("phase stability 0.70): no other map is more faithful, and none steadier.")
+
+
+def test_a_map_that_knows_nothing_of_the_classifier_is_not_for_the_choice() -> None:
+    made = made_evaluation(Shape(METHODS[:1], ATTRIBUTIONS[:1], LAYERS[2:4]))
+    said = findings(placed(made, {"layer1": (0.3, 0.2), "layer2": (-0.6, 0.99)}))
+    line = next(s for s in said if s.startswith("Which map to choose"))
+    assert "layer2" not in line
+    assert not any(s.startswith("Which map to choose") for s in findings(made))  # nothing was moved
+
+
+def test_phase_stability_is_said_for_each_method() -> None:
+    line = next(s for s in findings(made_evaluation(WIDE)) if "lain elsewhere" in s)
+    assert "total stride (32 px)" in line
+    assert "without smoothing, 0." in line
+    assert line.endswith("as well as the tissue.")
+    made = made_evaluation(Shape(METHODS[:1], ATTRIBUTIONS[:1], LAYERS[2:4]))
+    steady = placed(made, {"layer1": (0.3, 0.97), "layer2": (0.1, 0.95)})
+    assert any(
+        "lain elsewhere" in s
+        and s.endswith("0.96 without smoothing. From 0.9 on, that is as good as the same map.")
+        for s in findings(steady)
+    )
+
+
 def test_many_maps_are_counted() -> None:
     line = next(s for s in findings(made_evaluation(WIDE)) if s.startswith("Does forward-hook make"))
     compared = [c for c in compare(made_evaluation(WIDE)) if c.kind.method == "forward-hook"]
@@ -281,7 +347,7 @@ def test_many_maps_are_counted() -> None:
     worse = sum("worse" in verdicts and "better" not in verdicts for verdicts in words)
     assert f"against the same map without smoothing, of {len(words)} maps" in line
     assert f"{worse} worse" in line.split(";")[0]
-    assert len(findings(made_evaluation(WIDE))) < 14
+    assert len(findings(made_evaluation(WIDE))) < 15
 
 
 def test_maps_that_do_not_beat_a_blind_one_are_named() -> None:

@@ -18,8 +18,9 @@ from torch import nn
 from tests.nets import random_net
 from tests.test_smoothing import assert_untouched, state_of
 from wsi_saliency.errors import ModelError
+from wsi_saliency.evaluation.correlation import spearman
 from wsi_saliency.evaluation.results import SanityStage
-from wsi_saliency.evaluation.sanity import Stage, cascade, randomised, spearman, stages
+from wsi_saliency.evaluation.sanity import Stage, cascade, randomised, stages
 from wsi_saliency.saliency.patches import explain_patches
 
 STAGES = {

@@ -15,6 +15,7 @@ from wsi_saliency.saliency.layers import (
     measure,
     note_on_other_stages,
     strided_convolutions,
+    total_stride,
 )
 
 IMAGES = torch.zeros(1, 3, 224, 224)
@@ -236,3 +237,36 @@ def test_a_stage_that_is_called_twice_is_not_explainable():
             return self.again(self.again(self.first(x))).mean((2, 3))
 
     assert explainable_stages(Twice().eval(), torch.zeros(1, 3, 32, 32)) == [Stage("first", 2)]
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "convnext_atto"])
+def test_the_total_stride_of_a_network_is_that_of_its_deepest_grid(architecture):
+    assert total_stride(timm.create_model(architecture).eval(), IMAGES) == 32
+
+
+TOTAL = {
+    "none": (lambda: sequence(nn.Conv2d(3, 4, 3, padding=1)), 1),
+    "strides multiply": (lambda: sequence(nn.Conv2d(3, 4, 3, 2, 1), nn.MaxPool2d(3, 3)), 6),
+    "pooling to a single cell is none": (lambda: sequence(nn.Conv2d(3, 4, 4, 4), nn.AvgPool2d(24)), 4),
+    "back up": (lambda: sequence(nn.Conv2d(3, 4, 4, 4), nn.ConvTranspose2d(4, 4, 2, 2)), 4),
+    "slices": (lambda: sequence(nn.Conv2d(3, 4, 3, 2, 1), EveryOther()), 4),
+}
+
+
+@pytest.mark.parametrize("name", TOTAL)
+def test_the_total_stride_is_the_move_after_which_all_cells_have_moved_as_well(name):
+    make, stride = TOTAL[name]
+    net = make()
+    assert total_stride(net, torch.zeros(1, 3, 96, 96, dtype=torch.float64)) == stride
+
+
+def test_branches_of_different_strides_have_their_least_common_multiple():
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.two, self.three = nn.Conv2d(3, 1, 2, 2), nn.Conv2d(3, 1, 3, 3)
+
+        def forward(self, x):
+            return torch.stack([self.two(x).mean((1, 2, 3)), self.three(x).mean((1, 2, 3))], 1)
+
+    assert total_stride(Branches().eval(), torch.zeros(1, 3, 48, 48)) == 6

@@ -7,7 +7,15 @@ from tests.nets import spot_classifier
 from tests.slides_made import section, write_svs
 from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Canvas, TileGrid
-from wsi_saliency.sampling import ROUNDS, Balance, areas, check_memory, sample_located, sample_patches
+from wsi_saliency.sampling import (
+    ROUNDS,
+    Balance,
+    areas,
+    check_memory,
+    sample_located,
+    sample_patches,
+    with_margins,
+)
 from wsi_saliency.slides.tissue import TissueMask
 from wsi_saliency.training_settings import TrainingSettings
 
@@ -196,7 +204,7 @@ def test_located_patches_are_what_lies_in_their_boxes(slides, mpp):
     assert found.slides == [slides[0]] * 4 + [slides[1]] * 5
     side = PATCH if mpp is None else 2 * PATCH
     pictures = dict(zip(slides, (section(640, 640, BOX, seed=i) for i in range(2)), strict=True))
-    for patch, path, (x, y, w, h) in zip(*found, strict=True):
+    for patch, path, (x, y, w, h) in zip(*found[:3], strict=True):
         assert (w, h) == (side, side)
         there = pictures[path][y : y + h, x : x + w].astype(float)
         assert there.shape == (side, side, 3)
@@ -231,7 +239,7 @@ def test_only_wanted_patches_are_taken_evenly_and_those_of_a_slide_together(slid
     assert set(seen) == {40}
     assert found.slides == sorted(found.slides)
     assert 10 <= found.slides.count(slides[0]) <= 30
-    for patch, path, (x, y, w, h) in zip(*found, strict=True):
+    for patch, path, (x, y, w, h) in zip(*found[:3], strict=True):
         picture = section(640, 640, BOX, seed=slides.index(path))
         assert np.array_equal(patch, picture[y : y + h, x : x + w])
     assert not caplog.records
@@ -265,6 +273,27 @@ def test_located_patches_of_slides_without_tissue(slides, empty, caplog):
     assert "empty.svs: no tissue found" in caplog.text
     with pytest.raises(SlideError, match=r"empty\.svs: no tissue found"):
         sample_located([empty], spot_classifier(PATCH), 5, workers=1)
+
+
+@pytest.mark.parametrize("mpp", [None, 0.3])
+def test_patches_with_margins_hold_the_patches(slides, mpp):
+    found = sample_located(slides, spot_classifier(PATCH), 24, mpp=mpp, workers=1)
+    pictures, corners, inside = with_margins(found, 150, mpp=mpp, workers=1)
+    assert pictures.shape == (24, PATCH + 150, PATCH + 150, 3)
+    assert inside.all()
+    assert corners.min() == 0
+    assert 0 < corners.max() <= 150  # some picture ends where the slide does
+    for patch, picture, (x, y) in zip(found.patches, pictures, corners, strict=True):
+        assert np.array_equal(picture[y : y + PATCH, x : x + PATCH], patch)
+
+
+def test_margins_beyond_the_slide_are_said_to_be(slides):
+    found = sample_located(slides[:1], spot_classifier(PATCH), 3, workers=1)
+    pictures, corners, inside = with_margins(found, 640 - PATCH + 1, workers=1)
+    assert not inside.any()
+    for patch, picture, (x, y) in zip(found.patches, pictures, corners, strict=True):
+        assert np.array_equal(picture[y : y + PATCH, x : x + PATCH], patch)
+    assert with_margins(found, 640 - PATCH, workers=1).inside.all()
 
 
 def test_patches_that_do_not_fit_into_memory(slides):

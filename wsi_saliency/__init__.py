@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluate import evaluate_slides as evaluate_slides
     from wsi_saliency.evaluation.causal import insertion_deletion as insertion_deletion
     from wsi_saliency.evaluation.metrics import total_variation as total_variation
+    from wsi_saliency.evaluation.phase import phase_stability as phase_stability
     from wsi_saliency.evaluation_settings import EvaluationSettings as EvaluationSettings
     from wsi_saliency.models.loading import load_classifier as load_classifier
     from wsi_saliency.pipeline import explain_slide as explain_slide
@@ -30,6 +31,7 @@ _HOMES = {
     "evaluate_slide": "evaluate",
     "evaluate_slides": "evaluate",
     "insertion_deletion": "evaluation.causal",
+    "phase_stability": "evaluation.phase",
     "total_variation": "evaluation.metrics",
     "PatchExplainer": "saliency.patches",
     "RunSettings": "settings",

@@ -555,6 +555,15 @@ class _Names(click.ParamType):  # type: ignore[type-arg]
     help="Randomise the classifier stage by stage; maps that do not change are flagged.",
 )
 @click.option(
+    "--phase-moves",
+    type=click.IntRange(min=0),
+    default=EvaluationSettings.phase_moves,
+    show_default=True,
+    metavar="N",
+    help="Moves of each patch by less than the network's total stride, after which its map should be the "
+    "same; 0 for none.",
+)
+@click.option(
     "--stability-mpx",
     type=_Number(0, MAX_STABILITY_MPX),
     default=EvaluationSettings.stability_mpx,

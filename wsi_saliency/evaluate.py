@@ -30,9 +30,18 @@ from wsi_saliency.evaluation.candidates import (
 )
 from wsi_saliency.evaluation.contest import Contest, Outcome
 from wsi_saliency.evaluation.localisation import localise, patch_probability_map
+from wsi_saliency.evaluation.phase import Surroundings, coarse_moves, measure_phase
 from wsi_saliency.evaluation.plots import PICTURES
 from wsi_saliency.evaluation.report import INDEX_HTML, METRICS_JSON, write_report
-from wsi_saliency.evaluation.results import Evaluation, Example, Localised, MapKind, SanityStage, Stability
+from wsi_saliency.evaluation.results import (
+    Evaluation,
+    Example,
+    Localised,
+    MapKind,
+    SanityStage,
+    Stability,
+    with_phase,
+)
 from wsi_saliency.evaluation.sanity import cascade, stages
 from wsi_saliency.evaluation.stability import GridStability, PatchMaps
 from wsi_saliency.evaluation_settings import EvaluationSettings
@@ -44,10 +53,11 @@ from wsi_saliency.pipeline import TILES, ZARR, Result, explain_slide
 from wsi_saliency.plan import canvas_for, wanted_mpp
 from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, Network, choose_device, eval_mode
+from wsi_saliency.saliency.layers import total_stride
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.saliency.surrogate import surrogate_for
-from wsi_saliency.sampling import Located, sample_located
+from wsi_saliency.sampling import Located, sample_located, with_margins
 from wsi_saliency.settings import METHODS, RunSettings
 from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
@@ -59,6 +69,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wsi_saliency.evaluation.candidates import Explained
+    from wsi_saliency.evaluation.results import Phase
     from wsi_saliency.evaluation_settings import Substrate
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.settings import Attribution, Method
@@ -160,9 +171,15 @@ def _evaluate(
     contest = subject.contest(patches)
     grids = list(_grids(subject, named))
     sane = list(_sanity_checks(subject, contest))
-    total = contest.cost + sum(grid.patches for *_, grid in grids) + sum(cost for cost, _ in sane)
+    total = (
+        contest.cost
+        + subject.phase_cost(contest)
+        + sum(grid.patches for *_, grid in grids)
+        + sum(cost for cost, _ in sane)
+    )
     with tqdm(total=total, desc="evaluating", unit="image", disable=None if progress else True) as bar:
         outcome = contest.run(bar.update)
+        phase = subject.phase(patches, contest, outcome, bar.update)
         stability = [row for grid in grids for row in _stability(subject, *grid, bar.update)]
         sanity = [row for _, check in sane for row in check(outcome.explained, bar.update)]
     localised = [
@@ -177,8 +194,9 @@ def _evaluate(
     return Evaluation(
         facts,
         subject.patch_rows(patches, named, contest),
-        outcome.scored,
+        with_phase(outcome.scored, phase),
         outcome.prediction_difference,
+        phase,
         stability,
         sanity,
         localised,
@@ -208,6 +226,7 @@ class Subject:
     device: torch.device
     target: int
     compared: list[Candidate]
+    total_stride: int
 
     @classmethod
     def of(cls, settings: EvaluationSettings) -> Subject:
@@ -242,7 +261,9 @@ class Subject:
         layers = {c.kind.layer: c.geometry for c in compared if c.network.method == PLAIN}
         for notice in Reach(classifier.module, blank).notices(methods, layers.values()):
             log.warning("%s", notice)
-        return cls(settings, classifier, device, classifier.target_index(settings.target), compared)
+        with eval_mode(classifier.module):
+            stride = total_stride(classifier.module, blank)
+        return cls(settings, classifier, device, classifier.target_index(settings.target), compared, stride)
 
     @property
     def batch(self) -> int:
@@ -284,6 +305,34 @@ class Subject:
             self._substrate(s.insertion_from),
             s.score_on,
             s.seed,
+        )
+
+    def phase_cost(self, contest: Contest) -> int:
+        """How many images `phase` explains."""
+        moves = min(self.settings.phase_moves, len(coarse_moves(self.total_stride)))
+        return moves * len(contest.images) * len(self.compared)
+
+    def phase(self, patches: Located, contest: Contest, outcome: Outcome, progress: Progress) -> list[Phase]:
+        """Measure how much each map depends on where the picture lies between the network's strides."""
+        s = self.settings
+        if not self.phase_cost(contest):
+            return []
+        around = with_margins(patches, self.total_stride, mpp=s.mpp, workers=s.workers)
+        surroundings = Surroundings(
+            self.classifier.normalised(around.pictures, self.device),
+            around.corners,
+            around.inside,
+            self.total_stride,
+        )
+        return measure_phase(
+            self.compared,
+            outcome.explained,
+            surroundings,
+            contest.target,
+            self.batch,
+            moves=s.phase_moves,
+            seed=s.seed,
+            progress=progress,
         )
 
     def explainer(self, candidate: Candidate) -> Explainer:
@@ -534,6 +583,7 @@ def _facts(subject: Subject, named: dict[Path, str], contest: Contest) -> dict[s
         "slides": list(named.values()),
         "patches": len(contest.images),
         "pixels_per_step": contest.scorer("none").step,
+        "total_stride": subject.total_stride,
         "layers": {candidate.network.layer: candidate.geometry.reduction for candidate in subject.compared},
         "layer_of_slide_maps": subject.main[0].network.layer,
         "device": str(subject.device),

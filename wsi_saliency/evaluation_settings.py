@@ -53,6 +53,8 @@ class EvaluationSettings:
         Names of the annotations that count; empty: all.
     annotation_scale
         Level-0 pixels of this slide per pixel of the annotations.
+    phase_moves
+        Moves of each patch that phase stability is the mean of; 0 leaves it out.
     stability_mpx
         Megapixels, at the classifier's resolution, of the region of each slide that is mapped on two grids; 0
         leaves that out.
@@ -82,6 +84,7 @@ class EvaluationSettings:
     annotations: Path | None = None
     annotation_classes: tuple[str, ...] = ()
     annotation_scale: float = 1.0
+    phase_moves: int = 4
     stability_mpx: float = 4.0
     sanity: bool = False
     mpp: float | None = None

@@ -7,7 +7,8 @@ other patch touches, the lowest: patches from next door would flatter the scores
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -187,11 +188,28 @@ def sample_patches(
 
 
 class Located(NamedTuple):
-    """Patches (N, P, P, 3), RGB, and where each is from: its slide, and its level-0 ``x, y, w, h``."""
+    """Patches (N, P, P, 3), RGB, and where each is from: its slide, and its level-0 ``x, y, w, h``.
+
+    ``grids`` and ``tiles`` say the same on the canvas of each slide, in grids of single pixels.
+    """
 
     patches: Patches
     slides: list[Path]
     boxes: list[tuple[int, int, int, int]]
+    grids: list[TileGrid]
+    tiles: list[Tile]
+
+
+class Margins(NamedTuple):
+    """Patches with what is around them, (N, P + m, P + m, 3), RGB.
+
+    ``corners``: (N, 2) whole pixels (x, y) at which each patch begins in its picture, 0 to m;
+    ``inside``: (N,) bool, whether the picture lies wholly on the slide.
+    """
+
+    pictures: Patches
+    corners: NDArray[np.int64]
+    inside: Mask
 
 
 def sample_located(
@@ -251,8 +269,44 @@ def sample_located(
     if len(kept) < n:
         log.warning("only %d of %d wanted patches found among %d", len(kept), n, ROUNDS * n)
     kept = sorted(kept[:n], key=lambda one: [source is one[1] for source in sources].index(True))
-    boxes = [source.grid.level0_box(tile) for _, source, tile in kept]
-    return Located(np.stack([patch for patch, *_ in kept]), [source.path for _, source, _ in kept], boxes)
+    return Located(
+        np.stack([patch for patch, *_ in kept]),
+        [source.path for _, source, _ in kept],
+        [source.grid.level0_box(tile) for _, source, tile in kept],
+        [source.grid for _, source, _ in kept],
+        [tile for *_, tile in kept],
+    )
+
+
+def with_margins(located: Located, margin: int, *, mpp: float | None = None, workers: int = 4) -> Margins:
+    """Read patches again, with ``margin`` canvas pixels more along each axis: to the right and below.
+
+    At the slide's end the picture is moved back on the slide, as far as that goes.
+
+    Raises
+    ------
+    SlideError
+        If a slide cannot be read.
+    """
+    grids = [replace(grid, patch=grid.patch + margin) for grid in located.grids]
+    tiles = [_moved_back(tile, grid) for tile, grid in zip(located.tiles, grids, strict=True)]
+    pictures: list[NDArray[np.uint8]] = []
+    for path, of_slide in groupby(zip(located.slides, grids, tiles, strict=True), key=lambda one: one[0]):
+        wanted = list(of_slide)  # patches come slide by slide
+        with open_slide(path, mpp) as slide:
+            pictures += PatchReader(slide, wanted[0][1], [tile for *_, tile in wanted], workers)
+    corners = [
+        (patch.canvas_x - picture.canvas_x, patch.canvas_y - picture.canvas_y)
+        for patch, picture in zip(located.tiles, tiles, strict=True)
+    ]
+    inside = [grid.patch <= min(grid.canvas.w, grid.canvas.h) for grid in grids]
+    return Margins(np.stack(pictures), np.array(corners), np.array(inside))
+
+
+def _moved_back(tile: Tile, grid: TileGrid) -> Tile:
+    """Move a tile back on the canvas where it reaches beyond it."""
+    last_x, last_y = (max(0, length - grid.patch) for length in (grid.canvas.w, grid.canvas.h))
+    return Tile(0, 0, min(tile.canvas_x, last_x), min(tile.canvas_y, last_y))
 
 
 def check_memory(patches: int, side: int, bytes_a_pixel: int = 3, memory: int = MEMORY) -> None:

@@ -13,14 +13,27 @@ if TYPE_CHECKING:
 
     from wsi_saliency.evaluation.results import Evaluation, Floats, Scored
 
-Metric = Literal["insertion", "deletion", "total_variation"]
+Metric = Literal["insertion", "deletion", "faithfulness", "phase_stability", "total_variation"]
 Rival = Literal["none", "blurred-none", "random", "centred-gaussian"]
 
 METRICS: tuple[Metric, ...] = get_args(Metric)
 FAITHFULNESS: tuple[Metric, ...] = ("insertion", "deletion")
 RIVALS: tuple[Rival, ...] = get_args(Rival)
 CONTROLS: tuple[Rival, ...] = RIVALS[1:]
-HIGHER_IS_BETTER: dict[Metric, bool] = {"insertion": True, "deletion": False, "total_variation": False}
+HIGHER_IS_BETTER: dict[Metric, bool] = {
+    "insertion": True,
+    "deletion": False,
+    "faithfulness": True,
+    "phase_stability": True,
+    "total_variation": False,
+}
+_OF_ALL: tuple[Metric, ...] = (*FAITHFULNESS, "faithfulness")
+_AGAINST: dict[Rival, tuple[Metric, ...]] = {
+    "none": METRICS,
+    "blurred-none": (*_OF_ALL, "phase_stability"),
+    "random": _OF_ALL,
+    "centred-gaussian": _OF_ALL,
+}
 
 
 @dataclass(frozen=True)
@@ -83,8 +96,8 @@ def _compare(scored: Scored, by_kind: dict[MapKind, Scored], seed: int) -> Compa
 
 
 def compared_metrics(rival: Rival) -> tuple[Metric, ...]:
-    """Metrics in which a map is set against a rival: its smoothness, too, against the plain map only."""
-    return METRICS if rival == "none" else FAITHFULNESS
+    """Metrics in which a map is set against a rival: those that the rival has and was not made to share."""
+    return _AGAINST[rival]
 
 
 def _rivals(kind: MapKind) -> dict[Rival, MapKind]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+
 from wsi_saliency.evaluation.candidates import PLAIN, Explained, explain_all, main_layer
 from wsi_saliency.evaluation.causal import CausalScorer
 from wsi_saliency.evaluation.controls import centred_gaussian, random_maps
@@ -17,7 +19,6 @@ from wsi_saliency.saliency.smoothing import SMOOTHING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
@@ -144,6 +145,7 @@ class Contest:
             curves.insertion_auc.numpy(),
             curves.deletion_auc.numpy(),
             found.total_variation.double().numpy(),
+            np.full(len(scorer.whole), np.nan),
         )
 
     def _differences(self, logits: dict[Method, Tensor]) -> dict[str, NDArray[np.float64]]:

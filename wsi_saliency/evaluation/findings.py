@@ -68,9 +68,11 @@ def findings(evaluation: Evaluation) -> list[str]:
     compared = [c for c in compare(evaluation) if not c.kind.control]
     return [
         *_cautions(evaluation),
+        *_choice(compared),
         *(_best(compared, metric, evaluation) for metric in FAITHFULNESS if compared),
         *_knowing(compared),
         *(s for method in distinct(c.kind.method for c in compared) for s in _smoothing(compared, method)),
+        *_phase(compared, evaluation),
         *_smoothness(compared),
         *_predictions(evaluation),
         *_stability(evaluation),
@@ -121,6 +123,49 @@ def _cautions(evaluation: Evaluation) -> list[str]:
     return sentences
 
 
+def _choice(compared: list[Compared]) -> list[str]:
+    """Name the maps that no other surpasses in faithfulness and in phase stability at once."""
+    known = [c for c in compared if c.scores["phase_stability"].n]
+    fit = [c for c in known if not _enough([c]) or _beats_blind(c)]
+    if not fit:
+        return []
+    front = sorted(front_of(fit), key=lambda c: -c.scores["faithfulness"].mean)
+    shown = _some([f"{spoken(c.kind)} ({_both(c)})" for c in front])
+    asked = "Which map to choose: faithful to the classifier, and steady wherever the tissue lies?"
+    if len(front) == 1:
+        return [f"{asked} {_capital(shown)}: no other map is more faithful, and none steadier."]
+    return [
+        f"{asked} From the most faithful to the steadiest: {shown}. Instead of any other map, take one of "
+        "these, which is better in both."
+    ]
+
+
+def front_of(compared: Sequence[Compared]) -> list[Compared]:
+    """Return the maps for which no other is at least as faithful and as steady, and better in one of them."""
+    at = [(c.scores["faithfulness"].mean, c.scores["phase_stability"].mean) for c in compared]
+    return [
+        c
+        for c, here in zip(compared, at, strict=True)
+        if not any(all(a >= b for a, b in zip(there, here, strict=True)) and there != here for there in at)
+    ]
+
+
+def _both(found: Compared) -> str:
+    faithful, steady = found.scores["faithfulness"], found.scores["phase_stability"]
+    return f"insertion − deletion {number(faithful.mean)}, phase stability {number(steady.mean, 2)}"
+
+
+def _beats_blind(found: Compared) -> bool:
+    """Whether a map is more faithful than those that know nothing of the classifier."""
+    return all(
+        found.against[rival]["faithfulness"].verdict == "better" for rival in _BLIND if rival in found.against
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _best(compared: list[Compared], metric: Metric, evaluation: Evaluation) -> str:
     """Name the map with the best mean, the controls that it does not beat, and how many others come near."""
     up = HIGHER_IS_BETTER[metric]
@@ -167,7 +212,7 @@ def _knowing(compared: list[Compared]) -> list[str]:
     failed = [c.kind for c in compared if any(_overall(c, rival) != "better" for rival in blind)]
     names = listing([RIVAL_NAME[rival] for rival in blind])
     return [
-        f"Do the maps know anything of the classifier? {names[0].upper()}{names[1:]} do not. By insertion "
+        f"Do the maps know anything of the classifier? {_capital(names)} do not. By insertion "
         f"and deletion, {len(compared) - len(failed)} of {plural(len(compared), 'map')} beat both. "
         + (f"Do not rely on {_some_of(failed)}." if failed else "So they do.")
     ]
@@ -234,6 +279,23 @@ def _some(names: Sequence[str]) -> str:
     return listing([*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"])
 
 
+def _phase(compared: list[Compared], evaluation: Evaluation) -> list[str]:
+    """Say how steady each method's maps are, in the mean over attributions and layers."""
+    means = {
+        method: _mean(c.scores["phase_stability"].mean for c in compared if c.kind.method == method)
+        for method in distinct(c.kind.method for c in compared)
+    }
+    if all(math.isnan(value) for value in means.values()):
+        return []
+    shown = ", ".join(f"{number(value, 2)} {with_method(method)}" for method, value in means.items())
+    stride = f" ({evaluation.facts['total_stride']} px)" if "total_stride" in evaluation.facts else ""
+    return [
+        "Would a map be the same, had the tissue lain elsewhere in the patch? With the patch moved by less "
+        f"than the network's total stride{stride}, and the map moved back, the correlation is, in the mean "
+        f"over maps (1: the same map), {shown}. {_steady(list(means.values()))}"
+    ]
+
+
 def _smoothness(compared: list[Compared]) -> list[str]:
     counts = []
     for method in distinct(c.kind.method for c in compared if "none" in c.against):
@@ -278,8 +340,8 @@ def _stability(evaluation: Evaluation) -> list[str]:
 def _steady(correlations: Sequence[float]) -> str:
     """Say what correlations of maps that should be the same mean."""
     if all(value >= STEADY for value in correlations):
-        return "So hardly."
-    return f"Below {number(STEADY, 1)}, a map shows the cutting as well as the tissue: choose a steadier one."
+        return f"From {number(STEADY, 1)} on, that is as good as the same map."
+    return f"Below {number(STEADY, 1)}, a map shows where it was cut as well as the tissue."
 
 
 def _sanity(evaluation: Evaluation) -> list[str]:

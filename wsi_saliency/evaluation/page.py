@@ -7,16 +7,24 @@ import json
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
-from wsi_saliency.evaluation.comparison import FAITHFULNESS, METRICS, RIVALS, bootstrap_seed
+from wsi_saliency.evaluation.comparison import METRICS, RIVALS, bootstrap_seed, compared_metrics
 from wsi_saliency.evaluation.findings import fully_random, is_unchanged
 from wsi_saliency.evaluation.markup import Cell, Column, Row, table, text, words
 from wsi_saliency.evaluation.statistics import FEWEST, summary
-from wsi_saliency.evaluation.wording import RIVAL_NAME, interval, mean, method_name, number, plural
+from wsi_saliency.evaluation.wording import (
+    METRIC_NAME,
+    RIVAL_NAME,
+    interval,
+    mean,
+    method_name,
+    number,
+    plural,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
-    from wsi_saliency.evaluation.comparison import Compared, Difference
+    from wsi_saliency.evaluation.comparison import Compared, Difference, Metric, Rival
     from wsi_saliency.evaluation.plots import Plot
     from wsi_saliency.evaluation.results import Evaluation, Floats
     from wsi_saliency.evaluation.statistics import Summary
@@ -26,6 +34,7 @@ _LEGIBLE = 0.7  # share of its size below which a picture is not shrunk: it scro
 
 _MARK = {"better": "✓", "worse": "✗", "undecided": "?"}
 _SORTED_BY = 4  # insertion
+_SHOWN_AGAINST: tuple[Metric, ...] = ("insertion", "deletion", "phase_stability")
 _TERMS = (
     (
         "Insertion (higher is better)",
@@ -37,6 +46,12 @@ _TERMS = (
         "Deletion (lower is better)",
         "The patch loses its pixels in the same order. A map of what the classifier uses makes the "
         "probability fall early.",
+    ),
+    (
+        "Phase stability (higher is better)",
+        "The patch is cut again, a little to the right and below, and its map moved back: correlation with "
+        "the first map, mean over moves by less than the network's total stride. Where it is low, the map "
+        "shows how the tissue lay between the network's strides, which says nothing about the tissue.",
     ),
     (
         "Total variation (lower is smoother)",
@@ -163,25 +178,38 @@ def _filter() -> str:
 
 
 def _scores(compared: Sequence[Compared]) -> str:
+    shown = [metric for metric in METRICS if any(c.scores[metric].n for c in compared)]
+    against = {
+        rival: [m for m in _SHOWN_AGAINST if m in shown and m in compared_metrics(rival)] for rival in RIVALS
+    }
     columns = [
         Column("Method"),
         Column("Attribution"),
         Column("Layer"),
         Column("Scale", numeric=True),
-        Column("Insertion", numeric=True, first=True),
-        Column("Deletion", numeric=True),
-        Column("Total variation", numeric=True),
-        *(Column(m.capitalize(), True, first=m == "insertion") for _ in RIVALS for m in FAITHFULNESS),
+        *_columns(shown),
+        *(column for metrics in against.values() for column in _columns(metrics)),
     ]
-    groups = [("", 4), ("Scores", 3), *((f"Against {RIVAL_NAME[rival]}", 2) for rival in RIVALS)]
+    groups = [("", 4), ("Scores", len(shown))]
+    groups += [(f"Against {RIVAL_NAME[rival]}", len(metrics)) for rival, metrics in against.items()]
     ordered = sorted(compared, key=lambda c: c.scores["insertion"].mean, reverse=True)
     rows = [
-        Row(_score_cells(c), names=c.kind.label, kind="control" if c.kind.control else "") for c in ordered
+        Row(_score_cells(c, shown, against), names=c.kind.label, kind="control" if c.kind.control else "")
+        for c in ordered
     ]
     return table("scores-rows", columns, rows, groups=groups, sorted_by=(_SORTED_BY, "descending"))
 
 
-def _score_cells(found: Compared) -> list[Cell]:
+def _columns(metrics: Sequence[Metric]) -> list[Column]:
+    return [
+        Column(METRIC_NAME[metric].capitalize(), numeric=True, first=i == 0)
+        for i, metric in enumerate(metrics)
+    ]
+
+
+def _score_cells(
+    found: Compared, shown: Sequence[Metric], against: Mapping[Rival, Sequence[Metric]]
+) -> list[Cell]:
     kind = found.kind
     return [
         words(method_name(kind)),
@@ -190,16 +218,18 @@ def _score_cells(found: Compared) -> list[Cell]:
         Cell(
             f"1/{kind.reduction}" if kind.reduction else "", float(kind.reduction) if kind.reduction else None
         ),
-        *(_summary(found.scores[metric]) for metric in METRICS),
+        *(_summary(found.scores[metric]) for metric in shown),
         *(
             _difference(found.against[rival][metric]) if rival in found.against else Cell("", None)
-            for rival in RIVALS
-            for metric in FAITHFULNESS
+            for rival, metrics in against.items()
+            for metric in metrics
         ),
     ]
 
 
 def _summary(found: Summary) -> Cell:
+    if not found.n:
+        return Cell("", None)
     return Cell(f"{text(mean(found))}<small>{text(interval(found))}</small>", found.mean)
 
 

@@ -16,7 +16,7 @@ from matplotlib.container import Container
 from matplotlib.figure import Figure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from matplotlib.axes import Axes
@@ -45,6 +45,7 @@ _OTHER_COLOURS = ("#CC79A7", "#E69F00")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _WIDTH, _ALONE = 4.3, 6.4  # of a panel, inches
 _LONGEST_TICK = 18  # letters
+_FOR_NAMES, _LINE = 0.16, 0.05  # room for names beside points, and between two of them, of a panel
 
 
 @dataclass(frozen=True)
@@ -126,6 +127,13 @@ def same_heights(panels: Sequence[Axes]) -> None:
         axes.set_ylim(min(low for low, _ in limits), max(high for _, high in limits))
 
 
+def same_widths(panels: Sequence[Axes]) -> None:
+    """Give panels that are to be compared one x axis' limits."""
+    limits = [axes.get_xlim() for axes in panels]
+    for axes in panels:
+        axes.set_xlim(min(low for low, _ in limits), max(high for _, high in limits))
+
+
 def shared_legend(figure: Figure, panels: Iterable[Axes]) -> None:
     """Put one legend for all panels below them, each name once, methods (drawn as containers) first."""
     found = [entry for axes in panels for entry in zip(*axes.get_legend_handles_labels(), strict=True)]
@@ -146,6 +154,27 @@ def name_ticks(axes: Axes, names: Sequence[str]) -> None:
     axes.set_xticks(range(len(shown)), shown, **how)
     axes.set_xlim(-0.5, len(shown) - 0.5)
     axes.grid(visible=False, axis="x")
+
+
+def name_points(axes: Axes, places: Mapping[str, tuple[float, float]]) -> None:
+    """Write names to the left of points, one above the other where the points lie close together."""
+    low, high = axes.get_ylim()
+    left, right = axes.get_xlim()
+    axes.set_xlim(left - _FOR_NAMES * (right - left), right)
+    written: list[tuple[float, float]] = []
+    for name, (x, y) in sorted(places.items(), key=lambda item: item[1][1]):
+        below = [at for other, at in written if abs(x - other) < _FOR_NAMES * (right - left)]
+        at = max([y, *(other + _LINE * (high - low) for other in below)])
+        written.append((x, at))
+        axes.annotate(
+            _shortened(name),
+            (x, y),
+            xytext=(x - 0.02 * (right - left), at),
+            ha="right",
+            va="center",
+            fontsize=9.5,
+            color="#44444d",
+        )
 
 
 def png(figure: Figure) -> bytes:

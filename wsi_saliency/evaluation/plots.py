@@ -18,16 +18,18 @@ from wsi_saliency.evaluation.comparison import (
     distinct,
     values,
 )
-from wsi_saliency.evaluation.findings import UNCHANGED
+from wsi_saliency.evaluation.findings import STEADY, UNCHANGED
 from wsi_saliency.evaluation.panels import (
     CONTROL_COLOUR,
     CONTROL_DASH,
     Look,
     chunks,
+    name_points,
     name_ticks,
     panels_of,
     points,
     same_heights,
+    same_widths,
     shared_legend,
     style,
 )
@@ -116,6 +118,63 @@ def smoothness_by_layer(evaluation: Evaluation) -> Figure:
     same_heights(list(panels.values()))
     shared_legend(figure, panels.values())
     return figure
+
+
+def choice(evaluation: Evaluation) -> Figure:
+    """Draw faithfulness against phase stability, a point for each map; maps of one layer are joined."""
+    attributions = distinct(s.kind.attribution for s in _steadied(evaluation))
+    figure, panels = panels_of([[attribution] for attribution in attributions], 4.2)
+    look, controls = _look(evaluation), _free_controls(evaluation)
+    begins: dict[str, dict[str, tuple[float, float]]] = {}
+    for attribution, axes in panels.items():
+        maps = [s for s in _steadied(evaluation) if s.kind.attribution == attribution]
+        begins[attribution] = _paths(axes, [s for s in maps if not s.kind.control])
+        for scored in maps:
+            _point(axes, scored, look)
+        axes.axvline(STEADY, color=CONTROL_COLOUR, linewidth=0.8)
+        for scored in controls:
+            level, name = float(np.mean(scored.faithfulness)), scored.kind.label
+            axes.axhline(level, color=CONTROL_COLOUR, linestyle=CONTROL_DASH[name], linewidth=1.5, label=name)
+        axes.set(title=attribution, ylabel="insertion − deletion", xlabel="phase stability (1: the same map)")
+    same_heights(list(panels.values()))
+    same_widths(list(panels.values()))
+    for attribution, axes in panels.items():
+        name_points(axes, begins[attribution])
+    shared_legend(figure, panels.values())
+    return figure
+
+
+def _steadied(evaluation: Evaluation) -> list[Scored]:
+    """Return the maps whose phase stability is known."""
+    return [s for s in evaluation.scored if not np.isnan(s.phase_stability).all()]
+
+
+def _place(scored: Scored) -> tuple[float, float]:
+    return float(np.nanmean(scored.phase_stability)), float(np.mean(scored.faithfulness))
+
+
+def _paths(axes: Axes, maps: list[Scored]) -> dict[str, tuple[float, float]]:
+    """Join each layer's maps, from the least steady; return where each line begins."""
+    begins = {}
+    for layer in distinct(s.kind.layer for s in maps):
+        places = sorted(_place(s) for s in maps if s.kind.layer == layer)
+        axes.plot(*zip(*places, strict=True), color="#c2c2cb", linewidth=1, zorder=1)
+        begins[layer] = places[0]
+    return begins
+
+
+def _point(axes: Axes, scored: Scored, look: Look) -> None:
+    """Draw a method's map; hollow: the plain map, blurred until it is as smooth."""
+    method, hollow = scored.kind.method or "", scored.kind.control is not None
+    axes.plot(
+        *_place(scored),
+        linestyle="",
+        marker=look.marker(method),
+        markersize=5 if hollow else 8,
+        markerfacecolor="white" if hollow else look.colour(method),
+        color=look.colour(method),
+        label=method_name(scored.kind),
+    )
 
 
 def stability(evaluation: Evaluation) -> Figure:
@@ -267,6 +326,17 @@ def _stage_name(stage: SanityStage) -> str:
 
 
 _PLOTS: tuple[tuple[str, str, str, Callable[[Evaluation], Figure], Callable[[Evaluation], bool]], ...] = (
+    (
+        "choice",
+        "Faithfulness against stability",
+        "A point for each map: the further up, the more faithful; the further right, the less it depends on "
+        "where the tissue lay in the patch. A grey line joins the methods of one layer, whose name stands at "
+        "the least steady of them. Hollow markers are the map without smoothing, blurred until it is as "
+        "smooth as the method's. Dashed: maps that know nothing of the classifier. Vertical: correlation "
+        f"{STEADY:g}. Choose at the upper right.",
+        choice,
+        lambda e: bool(_steadied(e)),
+    ),
     (
         "scores",
         "Faithfulness by layer and method",

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_saliency.evaluation.comparison import Compared, Difference
-    from wsi_saliency.evaluation.results import Evaluation, MapKind
+    from wsi_saliency.evaluation.results import Evaluation, MapKind, Phase
     from wsi_saliency.evaluation.statistics import Summary
 
 __all__ = ["findings", "write_report"]
@@ -71,6 +71,7 @@ def metrics(evaluation: Evaluation, compared: Sequence[Compared], sentences: Seq
             method: asdict(summary(values, seed))
             for method, values in evaluation.prediction_difference.items()
         },
+        "phase": [_phase(row) for row in evaluation.phase],
         "stability": [asdict(row) for row in evaluation.stability],
         "sanity": _sanity(evaluation, seed),
         "localised": [asdict(row) | {"kind": row.kind and _names(row.kind)} for row in evaluation.localised],
@@ -107,6 +108,17 @@ def _combination(found: Compared) -> dict[str, Any]:
 
 def _difference(difference: Difference) -> dict[str, Any]:
     return {**asdict(difference.summary), "verdict": difference.verdict}
+
+
+def _phase(found: Phase) -> dict[str, Any]:
+    """Average each move over the patches that made it."""
+    known = ~np.isnan(found.correlation)
+    moves, correlation = found.moves[known], found.correlation[known]
+    of_move = {(x, y): correlation[(moves == (x, y)).all(1)] for x, y in np.unique(moves, axis=0).tolist()}
+    return {
+        **_names(found.kind),
+        "moves": [{"x": x, "y": y, "n": c.size, "mean": c.mean()} for (x, y), c in of_move.items()],
+    }
 
 
 def _sanity(evaluation: Evaluation, seed: int) -> list[dict[str, Any]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from wsi_saliency.evaluation.statistics import mean_of_known
+
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -49,7 +53,8 @@ class Scored:
     """Scores of one kind of map, a row per patch.
 
     ``insertion_curves`` and ``deletion_curves``: (N, steps + 1) probabilities of the target;
-    ``insertion`` and ``deletion``: (N,) areas under them; ``total_variation``: (N,).
+    ``insertion`` and ``deletion``: (N,) areas under them; ``total_variation``: (N,);
+    ``phase_stability``: (N,), nan where it was not measured.
     """
 
     kind: MapKind
@@ -58,6 +63,12 @@ class Scored:
     insertion: Floats
     deletion: Floats
     total_variation: Floats
+    phase_stability: Floats
+
+    @property
+    def faithfulness(self) -> Floats:
+        """Insertion minus deletion, (N,): one figure for both."""
+        return self.insertion - self.deletion
 
 
 @dataclass(frozen=True)
@@ -70,6 +81,30 @@ class Stability:
     layer: str
     overlap: float
     correlation: float
+
+
+@dataclass(frozen=True)
+class Phase:
+    """How much one kind of map depends on where the picture lies between the network's strides.
+
+    ``moves``: (N, K, 2) pixels (x, y) by which each patch was moved; ``correlation``: (N, K) of its map,
+    moved back, with that of the patch where it was.
+    """
+
+    kind: MapKind
+    moves: NDArray[np.int64]
+    correlation: Floats
+
+    @property
+    def by_patch(self) -> Floats:
+        """Mean over moves, (N,); nan where there is no correlation."""
+        return mean_of_known(self.correlation)
+
+
+def with_phase(scored: Iterable[Scored], phase: Iterable[Phase]) -> list[Scored]:
+    """Add the phase stability of those kinds of map that have one to their scores."""
+    of_kind = {found.kind: found.by_patch for found in phase}
+    return [replace(s, phase_stability=of_kind.get(s.kind, s.phase_stability)) for s in scored]
 
 
 @dataclass(frozen=True)
@@ -130,7 +165,7 @@ class Evaluation:
         Maps of all methods × attributions × layers, then the controls.
     prediction_difference
         (N,) |p_method − p| by method.
-    stability, sanity, localised
+    phase, stability, sanity, localised
         Empty where not asked for.
     examples
         A few patches with maps.
@@ -140,6 +175,7 @@ class Evaluation:
     patch_rows: list[dict[str, Any]]
     scored: list[Scored]
     prediction_difference: dict[str, Floats]
+    phase: list[Phase] = field(default_factory=list)
     stability: list[Stability] = field(default_factory=list)
     sanity: list[SanityStage] = field(default_factory=list)
     localised: list[Localised] = field(default_factory=list)

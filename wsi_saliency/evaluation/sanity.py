@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.evaluation.correlation import spearman
 from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.layers import feature_stages
 
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     _Maps = NDArray[np.float32]
 
 HEAD = "head"
-ROUNDING = 1e-5
-"""Spread of a map, as a share of its largest magnitude, that is only the rounding of float32."""
-
 _BATCH = 16  # images per pass where statistics are taken
 
 
@@ -205,31 +202,6 @@ def _take_statistics(model: nn.Module, names: Sequence[str], images: Tensor) -> 
             model(some)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum, norm.training = momentum, False
-
-
-def spearman(a: NDArray[Any], b: NDArray[Any]) -> _Floats:
-    """Correlate the ranks of two maps' cells, patch by patch; equal cells share their mean rank.
-
-    Parameters
-    ----------
-    a, b
-        (N, h, w), a map per patch; only the order of a map's cells matters.
-
-    Returns
-    -------
-    (N,) float64 in [−1, 1]; 0 where a map is constant up to the rounding of float32, for it orders nothing.
-    """
-    rows = [np.asarray(maps, np.float64).reshape(len(maps), -1) for maps in (a, b)]
-    ranks = [rankdata(row, axis=1) for row in rows]
-    x, y = (rank - rank.mean(1, keepdims=True) for rank in ranks)
-    flat = is_constant(rows[0]) | is_constant(rows[1])
-    size = np.sqrt((x * x).sum(1) * (y * y).sum(1))
-    return np.asarray(np.where(flat, 0.0, (x * y).sum(1) / np.where(flat, 1.0, size)))
-
-
-def is_constant(rows: _Floats) -> NDArray[np.bool_]:
-    """Tell which rows (N, n) have one value, up to the rounding of float32."""
-    return np.asarray(np.ptp(rows, axis=1) <= ROUNDING * np.abs(rows).max(axis=1))
 
 
 class CascadeStep(NamedTuple):

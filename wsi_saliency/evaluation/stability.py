@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
-from wsi_saliency.evaluation.sanity import is_constant
+from wsi_saliency.evaluation.correlation import pearson
 from wsi_saliency.geometry import Canvas, Placement, Tile, TileGrid, stride_for
 from wsi_saliency.heatmap.stitching import Stitcher
 from wsi_saliency.slides.blocks import PatchReader
@@ -228,7 +228,7 @@ class GridStability(Generic[Key]):
         for one in self._passes:
             for key, seen in self._run(one, slide, workers, progress).items():
                 values[key].append(seen)
-        return {key: _correlation(*pair) if pair else math.nan for key, pair in values.items()}
+        return {key: pearson(*pair) if pair else math.nan for key, pair in values.items()}
 
     @cached_property
     def region(self) -> CanvasBox:
@@ -345,12 +345,3 @@ def _holds_any(lattice: _Lattice, mask: NDArray[np.bool_], column: int, row: int
     """Whether a patch lies over any of the cells in ``mask``."""
     x, y = ((offset + i * lattice.stride) // lattice.reduction for i in (column, row))
     return bool(mask[y : y + lattice.cell_h, x : x + lattice.cell_w].any())
-
-
-def _correlation(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Pearson's correlation in float64; nan where one is constant up to the rounding of float32."""
-    x, y = a.astype(np.float64), b.astype(np.float64)
-    if is_constant(x[None]) or is_constant(y[None]):
-        return math.nan
-    x, y = x - x.mean(), y - y.mean()
-    return float((x @ y) / math.sqrt((x @ x) * (y @ y)))

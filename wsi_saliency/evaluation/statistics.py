@@ -72,6 +72,14 @@ def band(curves: Floats, seed: int = 0) -> Band:
     return Band(ordered.mean(axis=0), low, high)
 
 
+def mean_of_known(values: Floats) -> Floats:
+    """Average each row of values (N, K) without its NaNs: (N,), nan for rows that have nothing else."""
+    known = ~np.isnan(values)
+    n = known.sum(1)
+    means: Floats = np.where(n, np.where(known, values, 0).sum(1) / np.maximum(n, 1), np.nan)
+    return means
+
+
 def verdict(difference: Summary, higher_is_better: bool) -> Verdict:
     """Say whether the interval of a difference excludes 0, and on which side; undecided for few patches."""
     if difference.n < FEWEST or not (difference.low > 0 or difference.high < 0):

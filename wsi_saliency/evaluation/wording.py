@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 METRIC_NAME: dict[Metric, str] = {
     "insertion": "insertion",
     "deletion": "deletion",
+    "faithfulness": "insertion − deletion",
+    "phase_stability": "phase stability",
     "total_variation": "total variation",
 }
 RIVAL_NAME: dict[Rival, str] = {

@@ -261,6 +261,27 @@ def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
     return _geometry(layer, places, shape, after.drift, behind)
 
 
+def total_stride(model: nn.Module, images: Tensor) -> int:
+    """Return by how many pixels a picture has to move for a network to see the same, but for the border.
+
+    That is the least common multiple of the reductions of all grids on the way, mostly that of the last:
+    32 where five layers halve the resolution. A picture moved by less falls otherwise on some of the strides.
+
+    Parameters
+    ----------
+    model
+        The network, in eval mode.
+    images
+        Float tensor (N, 3, H, W) that fits the network; its values do not matter.
+    """
+    flow = _PlaceFlow()
+    activation = images.detach().clone()
+    with torch.no_grad(), flow:
+        flow.start(activation, _Places.of_input(activation))
+        model(activation)
+    return math.lcm(*flow.reductions)
+
+
 def _geometry(
     layer: str, places: _Places | None, shape: torch.Size, drift: _Pair, behind: tuple[str, ...]
 ) -> LayerGeometry:
@@ -402,6 +423,7 @@ class _PlaceFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
         # Keyed by identity; the tensor is kept so that no other can take its place during the pass.
         self._known: dict[int, tuple[Tensor, _Places]] = {}
         self._layer: tuple[_Places | None, torch.Size] | None = None
+        self.reductions: set[int] = {1}  # of all grids met; a single cell, as after pooling, is none
 
     def start(self, tensor: Tensor, places: _Places) -> None:
         self._known = {id(tensor): (tensor, places)}
@@ -439,6 +461,8 @@ class _PlaceFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(output, Tensor):
                     places = replace(_after(func, args, inputs, output), passed=passed)
                     self._known[id(output)] = (output, places)
+                    if min(places.extent) > 1:
+                        self.reductions.update(round(jump) for jump in places.jump if jump >= 1)
         return result
 
 
