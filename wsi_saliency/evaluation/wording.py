@@ -19,6 +19,7 @@ METRIC_NAME: dict[Metric, str] = {
     "phase_stability": "phase stability",
     "total_variation": "total variation",
 }
+_NAMED = 4  # so many maps are named; of more, some of them and how many there are
 RIVAL_NAME: dict[Rival, str] = {
     "none": "the same map without smoothing",
     "blurred-none": "a plain blur as smooth",
@@ -82,3 +83,10 @@ def plural(n: int, noun: str) -> str:
 def listing(names: Sequence[str], last: str = "and") -> str:
     """Join names with commas and a last ``and``, or another word."""
     return f" {last} ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def some(names: Sequence[str]) -> str:
+    """List names; of many, the first few, and how many more there are."""
+    if len(names) <= _NAMED:
+        return listing(names)
+    return listing([*names[: _NAMED - 1], f"{len(names) - _NAMED + 1} more"])
