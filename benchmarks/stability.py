@@ -3,15 +3,17 @@
     cd benchmarks; SHARED=../../shared
     python stability.py $SHARED/slides/cmu-1-small-region.svs --model $SHARED/real/resnet18_colon.safetensors
 
-Maps a part of the slide on two grids (`GridStability`), then the whole slide once at each overlap.
+Maps a part of the slide on two grids (`GridStability`), the second moved by half its stride and by each
+``--move``, then the whole slide once at each overlap.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import numpy as np
@@ -32,15 +34,25 @@ from wsi_saliency.slides.tissue import tissue_mask
 UNTRAINED = [method for method in METHODS if not SMOOTHING[method].imitates]
 
 
-def correlations(subject: Subject, slide: Path, overlap: float, most_pixels: int) -> dict[MapKind, float]:
+class Grid(NamedTuple):
+    """A column of the table: the second grid is moved by canvas pixels, None by half its stride."""
+
+    overlap: float
+    move: int | None
+
+    def __str__(self) -> str:
+        return f"{self.overlap:g}, {'half' if self.move is None else f'{self.move} px'}"
+
+
+def correlations(subject: Subject, slide: Path, most_pixels: int, at: Grid) -> dict[MapKind, float]:
     """Measure the grid stability of all candidates."""
     maps = {c.kind: PatchMaps(partial(_explain, subject.explainer(c)), c.geometry) for c in subject.compared}
     with open_slide(slide) as opened:
         canvas = canvas_for(opened, wanted_mpp(subject.classifier))
         grid = GridStability(
-            tissue_mask(opened), canvas, maps, subject.classifier.patch, overlap, most_pixels
+            tissue_mask(opened), canvas, maps, subject.classifier.patch, at.overlap, most_pixels, at.move
         )
-        with tqdm(total=grid.patches, desc=f"overlap {overlap:g}", unit="patch", disable=None) as bar:
+        with tqdm(total=grid.patches, desc=str(at), unit="patch", disable=None) as bar:
             return grid.measure(opened, progress=bar.update)
 
 
@@ -48,15 +60,13 @@ def _explain(explainer: Explainer, patches: NDArray[np.uint8]) -> NDArray[np.flo
     return explainer(patches).maps.numpy()
 
 
-def table(
-    candidates: Sequence[Candidate], overlaps: Sequence[float], found: Sequence[dict[MapKind, float]]
-) -> None:
+def table(candidates: Sequence[Candidate], found: Mapping[Grid, Mapping[MapKind, float]]) -> None:
     """Print a row for each candidate."""
-    print(f"| layer | attribution | method | {' | '.join(f'{overlap:g}' for overlap in overlaps)} |")
-    print("|---|---|---|" + "---|" * len(overlaps))
+    print(f"| layer | attribution | method | {' | '.join(map(str, found))} |")
+    print("|---|---|---|" + "---|" * len(found))
     for candidate in candidates:
         kind = candidate.kind
-        cells = " | ".join(f"{at[kind]:.2f}".replace("-", "−") for at in found)
+        cells = " | ".join(f"{by_kind[kind]:.2f}".replace("-", "−") for by_kind in found.values())
         print(f"| 1/{kind.reduction} | {kind.attribution} | {kind.method} | {cells} |")
 
 
@@ -84,6 +94,7 @@ def cost(subject: Subject, candidate: Candidate, slide: Path, overlaps: Sequence
 @click.option("--target")
 @click.option("--mpx", default=2.0, show_default=True, help="Megapixels that are mapped twice.")
 @click.option("--overlap", "overlaps", multiple=True, type=float, default=(0.25, 0.5, 0.75))
+@click.option("--move", "moves", multiple=True, type=int, help="Canvas pixels, beside half a stride.")
 @click.option("--method", "methods", multiple=True, default=UNTRAINED)
 @click.option("--attribution", "attributions", multiple=True, default=ATTRIBUTIONS[:3])
 @click.option("--layer", "layers", multiple=True, default=("8", "16"))
@@ -94,13 +105,14 @@ def main(
     target: str | None,
     mpx: float,
     overlaps: tuple[float, ...],
+    moves: tuple[int, ...],
     costs: bool,
     **compared: tuple[str, ...],
 ) -> None:
     """Print the tables."""
     subject = Subject.of(EvaluationSettings(model, target=target, **compared))
-    found = [correlations(subject, slide, overlap, round(mpx * 1e6)) for overlap in overlaps]
-    table(subject.compared, overlaps, found)
+    grids = [Grid(overlap, move) for overlap in overlaps for move in (None, *moves)]
+    table(subject.compared, {at: correlations(subject, slide, round(mpx * 1e6), at) for at in grids})
     if costs:
         cost(subject, subject.compared[0], slide, overlaps)
 

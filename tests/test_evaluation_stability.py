@@ -63,8 +63,8 @@ def slide(tmp_path_factory):
         yield opened
 
 
-def stability(maps, overlap=0.5, tissue=EVERYWHERE, most_pixels=400_000, canvas=CANVAS):
-    return GridStability(tissue, canvas, maps, PATCH, overlap, most_pixels)
+def stability(maps, overlap=0.5, tissue=EVERYWHERE, most_pixels=400_000, canvas=CANVAS, move=None):
+    return GridStability(tissue, canvas, maps, PATCH, overlap, most_pixels, move)
 
 
 def measured(slide, explain, geometry, **how):
@@ -157,14 +157,28 @@ def reference(slide, test, geometry, explain, stride, shift):
 
 
 @pytest.mark.parametrize(
-    ("overlap", "stride", "shift"), [(0.5, 35, 14), (0.75, 14, 7), (0.2, 49, 21), (0, 63, 28)]
+    ("overlap", "stride", "move", "shift"),
+    [(0.5, 35, None, 14), (0.75, 14, None, 7), (0.2, 49, None, 21), (0, 63, None, 28), (0.5, 35, 22, 21)],
 )
-def test_equals_the_definition(slide, overlap, stride, shift):
+def test_equals_the_definition(slide, overlap, stride, move, shift):
     geometry = layer(7, cells=9, centre=2.5)
-    test = stability({"it": PatchMaps(odd, geometry)}, overlap, blobs(), most_pixels=62_500)
+    test = stability({"it": PatchMaps(odd, geometry)}, overlap, blobs(), most_pixels=62_500, move=move)
     expected, cells = reference(slide, test, geometry, odd, stride, shift)
     assert cells > 200
     assert test.measure(slide)["it"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_pattern_that_repeats_shows_by_moves_of_other_than_its_period(slide):
+    def every_32_pixels(patches):
+        pattern = np.random.default_rng(2).normal(size=(4, 4)).astype(np.float32)
+        return np.repeat(np.tile(pattern, (2, 2))[None], len(patches), 0)
+
+    found = {
+        move: measured(slide, every_32_pixels, layer(), overlap=0, move=move) for move in (None, 32, 16, 7)
+    }
+    assert found[None] == found[32] == pytest.approx(1, abs=1e-6)  # half the stride is 32 pixels
+    assert abs(found[16]) < 0.8
+    assert math.isnan(found[7])  # less than a cell
 
 
 @pytest.mark.parametrize("overlap", [0, 0.5, 0.75])

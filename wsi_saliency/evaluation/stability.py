@@ -105,12 +105,12 @@ class PatchMaps:
 class _Lattice:
     """The cells of a layer and the grid its patches lie on.
 
-    ``stride`` is that of a run with the same overlap; ``shift``, by which the grid is moved, is half of it,
-    or half a cell less where that is no whole number of cells.
+    ``stride`` is that of a run with the same overlap, and by ``shift`` the grid is moved; canvas pixels.
     """
 
     patch: int
     stride: int
+    shift: int
     reduction: int
     cell_w: int
     cell_h: int
@@ -118,15 +118,11 @@ class _Lattice:
     centre_y: float
 
     @classmethod
-    def of(cls, layer: LayerGeometry, patch: int, overlap: float) -> _Lattice:
-        stride = stride_for(patch, overlap, layer.reduction)
+    def of(cls, layer: LayerGeometry, patch: int, overlap: float, move: int | None) -> _Lattice:
         r, w, h = layer.reduction, layer.cell_w, layer.cell_h
-        return cls(patch, stride, r, w, h, layer.centre_x, layer.centre_y)
-
-    @property
-    def shift(self) -> int:
-        """Canvas pixels; 0 where the stride is a single cell."""
-        return self.stride // self.reduction // 2 * self.reduction
+        stride = stride_for(patch, overlap, r)
+        shift = (stride // 2 if move is None else move) // r * r
+        return cls(patch, stride, shift, r, w, h, layer.centre_x, layer.centre_y)
 
     def grid(self, region: CanvasBox, canvas: Canvas) -> TileGrid:
         """Return a grid whose cells are those of the region alone."""
@@ -164,9 +160,9 @@ class GridStability(Generic[Key]):
     than half tissue and all patches lie over them, in both grids, that would in the map of the whole slide;
     patches without such cells are not explained.
 
-    The pattern that strides leave in a gradient repeats every so many pixels, often 32. How far half a grid's
-    stride is from a multiple of that tells in the figure, so methods compare at one overlap and layer, and
-    overlaps with each other less well.
+    The pattern that strides leave in a gradient repeats every so many pixels, often 32. A grid that is moved
+    by a multiple of that shows the same pattern, and every map looks stable. So methods compare at one
+    overlap and layer; to compare overlaps, take the least over several ``move``.
 
     Memory holds two float32 values for each such cell and map: 1 GB for eight maps of the input, where all of
     16 million pixels is tissue.
@@ -185,6 +181,8 @@ class GridStability(Generic[Key]):
         Share of a patch that it has in common with the next, 0 to 0.9.
     most_pixels
         Canvas pixels of the region; it is the `busiest_region`.
+    move
+        Canvas pixels by which the grid is moved, less what is no whole cell; None is half its stride.
     """
 
     tissue: TissueMask
@@ -193,6 +191,7 @@ class GridStability(Generic[Key]):
     patch: int
     overlap: float
     most_pixels: int = MOST_PIXELS
+    move: int | None = None
 
     @property
     def patches(self) -> int:
@@ -216,8 +215,8 @@ class GridStability(Generic[Key]):
         Returns
         -------
         Pearson's correlation, by name. It is nan, not a number, where nothing can be said: a map is constant,
-        fewer than 100 cells count, or patches advance by a single cell, so that a grid of whole cells cannot
-        be moved by less.
+        fewer than 100 cells count, or the grid would be moved by less than a cell, as where patches advance
+        by a single one.
 
         Raises
         ------
@@ -237,7 +236,9 @@ class GridStability(Generic[Key]):
 
     @cached_property
     def _lattices(self) -> dict[Key, _Lattice]:
-        return {key: _Lattice.of(m.layer, self.patch, self.overlap) for key, m in self.maps.items()}
+        return {
+            key: _Lattice.of(m.layer, self.patch, self.overlap, self.move) for key, m in self.maps.items()
+        }
 
     @cached_property
     def _compared(self) -> dict[_Lattice, NDArray[np.bool_]]:
