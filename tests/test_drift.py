@@ -60,7 +60,9 @@ def test_no_patches_no_drift():
 
 def test_drift_of_a_gated_stage_is_half_a_cell():
     """Behind the layer, one strided convolution and a gate: the average moves the gradient by half a cell."""
-    e = Explainer.of(spot_classifier(gate=0.5), layer="16", method="backward-hook", device="cpu")
+    e = Explainer.of(
+        spot_classifier(gate=0.5), layer="16", method="backward-hook", attribution="gradient", device="cpu"
+    )
     spots = np.full((8, 256, 256, 3), 255, np.uint8)
     rng = np.random.default_rng(1)
     for patch in spots:

@@ -29,7 +29,7 @@ def explainer(**how):
 
 
 def test_explainer_normalises_as_the_classifier_says():
-    found = explainer(layer="stage2", method="none")(patches())
+    found = explainer(layer="stage2", method="none", attribution="gradient")(patches())
     images = 1 - torch.from_numpy(patches()).permute(0, 3, 1, 2).float() / 255
     module = spot_classifier(64).module
     torch.testing.assert_close(found.maps, explain_patches(module, images, "stage2", 1, "gradient", "none"))

@@ -32,7 +32,7 @@ from wsi_saliency.slides.tissue import tissue_mask
 
 W, H, TISSUE = 384, 320, (128, 96, 160, 160)
 OUTPUTS = {"saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv", "run.json"}
-SETTINGS = RunSettings(model="spots", method="none", device="cpu")
+SETTINGS = RunSettings(model="spots", method="none", attribution="gradient", device="cpu")
 
 
 def explainer_for(settings, patch=64, **how):
@@ -327,8 +327,9 @@ for pair in range(pairs):
     for layer in ("8", "16"):
         child = os.fork()
         if not child:
-            settings = RunSettings(model="spots", method="none", device="cpu", layer=layer)
-            explainer = Explainer.of(spot_classifier(64), layer=layer, method="none", device="cpu")
+            how = {"layer": layer, "method": "none", "attribution": "gradient", "device": "cpu"}
+            settings = RunSettings(model="spots", **how)
+            explainer = Explainer.of(spot_classifier(64), **how)
             how = {"explainer": explainer, "overwrite": pair % 2 > 0}
             result = explain_slide(slide, f"{out}/{pair}", settings, **how)
             print(json.dumps([pair, layer, result.kept, result.differences]), flush=True)

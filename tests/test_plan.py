@@ -107,7 +107,7 @@ def test_drift_is_measured_on_patches_from_all_over_the_slide(slide, explainer):
 
     dense = plan_slide(slide, explainer, RunSettings(overlap=0.75))
     assert len(dense.tiles) > 3 * DRIFT_PATCHES
-    stub = SimpleNamespace(drift=drift, geometry=explainer.geometry)
+    stub = SimpleNamespace(drift=drift, may_drift=True, geometry=explainer.geometry)
     plan = with_drift(Plan(slide, stub, dense.grid, dense.tissue, dense.tiles, dense.tissue_shares), 2)
     assert plan.drift == (2.0, -1.0)
     assert DRIFT_PATCHES / 2 < len(seen[0]) <= DRIFT_PATCHES

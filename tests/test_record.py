@@ -11,7 +11,7 @@ from wsi_saliency.record import COMPLETE, RUN_JSON, Stopwatch, differences, read
 from wsi_saliency.settings import RunSettings
 
 WEIGHTS = {"sha256": "aa", "surrogate_sha256": None}
-SETTINGS = RunSettings(model="demo", overlap=0.25)
+SETTINGS = RunSettings(model="demo", method="backward-hook", overlap=0.25)
 
 
 @pytest.fixture

@@ -18,8 +18,11 @@ from wsi_saliency.interruption import interruptible
 from wsi_saliency.messages import PrintableFormatter, printable
 from wsi_saliency.settings import (
     ATTRIBUTIONS,
+    DEFAULT_ATTRIBUTION,
     DEFAULT_LAYER,
+    DEFAULT_METHOD,
     DEFAULT_MODEL,
+    DEFAULT_OVERLAP,
     MAX_OVERLAP,
     MAX_PATCH,
     METHODS,
@@ -156,7 +159,7 @@ _mpp = click.option(
 _overlap = click.option(
     "--overlap",
     type=_Number(0, MAX_OVERLAP),
-    default=0.5,
+    default=DEFAULT_OVERLAP,
     show_default=True,
     help="Share of a patch in common with the next; 0 for a quick preview.",
 )
@@ -224,15 +227,16 @@ _target = click.option(
 @click.option(
     "--method",
     type=click.Choice(METHODS),
-    default="backward-hook",
+    default=DEFAULT_METHOD,
     show_default=True,
-    help="How the checkerboard of strided convolutions is removed. backward-hook averages the "
-    "gradient at every strided convolution; predictions stay as they are.",
+    help="How the checkerboard of strided convolutions is removed. centred-hook averages the gradient at "
+    "every strided convolution, to all sides alike; predictions stay as they are. backward-hook, "
+    "forward-hook and surrogate are those of the paper.",
 )
 @click.option(
     "--attribution",
     type=click.Choice(ATTRIBUTIONS),
-    default="gradient",
+    default=DEFAULT_ATTRIBUTION,
     show_default=True,
     help="What is computed from the layer's activation A and the logit y: gradient ∂y/∂A; "
     "gradient-x-activation A · ∂y/∂A; deeplift and integrated-gradients, the layer's share of y − y′ against "

@@ -122,6 +122,7 @@ def run_record(
     plan: Plan, settings: RunSettings, predictions: Predictions, clock: Stopwatch
 ) -> dict[str, Any]:
     """Collect the record of a finished slide, JSON-ready."""
+    geometry = plan.explainer.geometry
     return {
         "status": COMPLETE,
         "started": clock.started.isoformat(timespec="seconds"),
@@ -131,7 +132,7 @@ def run_record(
         "settings": settings.to_json(),
         "slide": _slide_facts(plan),
         "model": _model_facts(plan),
-        "layer": asdict(plan.explainer.geometry),
+        "layer": asdict(geometry) | {"strided_behind": list(geometry.strided_behind)},
         "grid": _grid_facts(plan),
         "placement": asdict(plan.placement) | {"unit": "level-0 pixels", "cells": asdict(plan.cells)},
         "values": "magnitude" if plan.explainer.network.is_magnitude else "signed",

@@ -27,7 +27,10 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OME_ZARR_VERSIONS: tuple[OmeZarrVersion, ...] = get_args(OmeZarrVersion)
 
 DEFAULT_MODEL = "camelyon16"
+DEFAULT_METHOD: Method = "centred-hook"  # these four follow from the rule in docs/choosing.md
+DEFAULT_ATTRIBUTION: Attribution = "deeplift"
 DEFAULT_LAYER = "8"
+DEFAULT_OVERLAP = 0.5
 MAX_OVERLAP = 0.9
 MAX_PATCH = 4096  # pixels; a ResNet's first layers take 4 GB for one such patch
 RANGE_LIMIT = 1e30  # of values, and one over it of their distance: far beyond any map
@@ -129,13 +132,13 @@ class RunSettings:
 
     model: str = DEFAULT_MODEL
     weights: Path | None = None
-    method: Method = "backward-hook"
-    attribution: Attribution = "gradient"
+    method: Method = DEFAULT_METHOD
+    attribution: Attribution = DEFAULT_ATTRIBUTION
     signed: bool = False
     surrogate: Path | None = None
     layer: str | None = None
     target: str | None = None
-    overlap: float = 0.5
+    overlap: float = DEFAULT_OVERLAP
     mpp: float | None = None
     model_mpp: float | None = None
     patch: int | None = None

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 ROUNDING = 1e-5
 """Mean over channels, relative to the channels' own magnitude, below which it is rounding (float32)."""
 
+WITHOUT_BASELINE = tuple(name for name, rule in ATTRIBUTION.items() if not rule.needs_baseline)
+
 
 def cancels(values: Tensor) -> bool:
     """Tell whether channels cancel each other, so that their mean is rounding noise.
@@ -42,7 +44,7 @@ def cancels(values: Tensor) -> bool:
 
 
 def vanishing(
-    model: nn.Module, layer: str, sample: Tensor, attributions: Iterable[Attribution] = ATTRIBUTION
+    model: nn.Module, layer: str, sample: Tensor, attributions: Iterable[Attribution] = WITHOUT_BASELINE
 ) -> tuple[Attribution, ...]:
     """Return the attributions whose maps would be rounding noise at a layer; found on an image of noise.
 
@@ -55,18 +57,19 @@ def vanishing(
     sample
         (1, 3, H, W) floats on the model's device; only its shape matters.
     attributions
-        Which to look at. Those that compare with a baseline do not vanish.
+        Which to look at; by default those that compare with no baseline, for the others do not vanish.
+
+    Raises
+    ------
+    ModelError
+        If one of them cannot explain the network at this layer.
     """
     random = torch.Generator().manual_seed(0)
     image = torch.randn(sample.shape, generator=random).to(sample)
     target = torch.zeros(1, dtype=torch.long, device=sample.device)
-    question = Question(model, layer, image, target, Baseline(model, layer, torch.zeros_like(sample)))
-    asked = {name: ATTRIBUTION[name] for name in attributions}
-    return tuple(
-        name
-        for name, rule in asked.items()
-        if not rule.needs_baseline and cancels(rule.compute(question).values)
-    )
+    baseline = Baseline(model, layer, torch.zeros_like(sample))
+    question = Question(model, layer, image, target, baseline, steps=1)
+    return tuple(name for name in attributions if cancels(ATTRIBUTION[name].compute(question).values))
 
 
 def refusal(attribution: Attribution, layer: str) -> ModelError:

@@ -17,7 +17,7 @@ from wsi_saliency.saliency.folding import own_copy
 from wsi_saliency.saliency.layers import LayerGeometry, find_layer, measure
 from wsi_saliency.saliency.smoothing import SMOOTHING, smoothed
 from wsi_saliency.saliency.surrogate import Surrogate, surrogate_for
-from wsi_saliency.settings import default_layer
+from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_METHOD, default_layer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -223,8 +223,8 @@ class Explainer:
         *,
         layer: str | None = None,
         target: str | None = None,
-        method: Method = "backward-hook",
-        attribution: Attribution = "gradient",
+        method: Method = DEFAULT_METHOD,
+        attribution: Attribution = DEFAULT_ATTRIBUTION,
         surrogate: Path | None = None,
         device: str = "auto",
         precision: Precision = "auto",

@@ -13,6 +13,7 @@ from wsi_saliency.saliency.cancellation import cancels, refusal
 from wsi_saliency.saliency.engine import Network, Noise, eval_mode, working_copy
 from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.layers import find_layer
+from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,8 +70,8 @@ class PatchExplainer:
         model: nn.Module,
         images: Tensor,
         layer: str | int | nn.Module = 8,
-        attribution: Attribution = "gradient",
-        method: Method = "backward-hook",
+        attribution: Attribution = DEFAULT_ATTRIBUTION,
+        method: Method = DEFAULT_METHOD,
         *,
         baseline: Tensor | None = None,
         surrogate: Surrogate | Path | None = None,
@@ -136,8 +137,8 @@ def explain_patches(
     images: Tensor,
     layer: str | int | nn.Module = 8,
     target: int | Tensor | None = None,
-    attribution: Attribution = "gradient",
-    method: Method = "backward-hook",
+    attribution: Attribution = DEFAULT_ATTRIBUTION,
+    method: Method = DEFAULT_METHOD,
     *,
     baseline: Tensor | None = None,
     surrogate: Surrogate | Path | None = None,
