@@ -139,6 +139,25 @@ def test_values_larger_than_any_slides_are_refused(tmp_path: Path) -> None:
         check_directories(path)
 
 
+def test_ndpi_beyond_4_gib_is_followed(tmp_path: Path) -> None:
+    """NDPI has 64-bit offsets to directories in what is a classic TIFF else."""
+    path = tmp_path / "s.ndpi"
+    first, second = 2**32 + 100, 2**32 + 1000
+    entries = struct.pack("<HHHII", 1, 65420, 4, 1, 1)
+    with path.open("wb") as file:  # most of it is a hole
+        file.write(struct.pack("<2sHQ", b"II", 42, first))
+        for place, following in ((first, second), (second, 0)):
+            file.seek(place)
+            file.write(entries + struct.pack("<Q", following))
+        file.write(bytes(100))
+    check_directories(path)
+    with path.open("r+b") as file:
+        file.seek(second + len(entries))
+        file.write(struct.pack("<Q", first))
+    with pytest.raises(SlideError, match="form a loop"):
+        check_directories(path)
+
+
 def test_values_outside_the_file_are_left_to_the_library(tmp_path: Path) -> None:
     check_directories(tiff(tmp_path / "s.tif", [[WIDTH, (324, 4, 2**24 + 1, 8), (330, 4, 2**30, 8)]]))
     check_directories(tiff(tmp_path / "s.tif", [[WIDTH, (330, 4, 3, 10**6), (65000, 999, 2**31, 0)]]))

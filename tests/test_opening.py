@@ -165,7 +165,7 @@ def test_a_disk_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     def fails(_: Path) -> None:
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(opening, "check_directories", fails)
+    monkeypatch.setattr(opening, "open_tiff", fails)
     assert refused(path) == "the file cannot be read (Input/output error)"
 
 
@@ -225,6 +225,15 @@ def test_a_vendor_file_that_openslide_takes_for_generic_says_so(tmp_path: Path) 
 def test_vendors_are_known_by_what_they_write(tmp_path: Path, how: dict[str, Any], vendor: str) -> None:
     path = write_tiff(tmp_path / "s.tif", [PICTURE], tile=None, mpp=None, **how)
     assert f"a slide of the format {vendor}, but OpenSlide" in refused(path)
+
+
+@pytest.mark.parametrize("photometric", [0, 1, 3])
+def test_colours_that_the_file_calls_grey_are_refused(tmp_path: Path, photometric: int) -> None:
+    path = write_tiff(tmp_path / "s.tif", [PICTURE], quality=80)
+    with tifffile.TiffFile(path) as tiff:
+        at = tiff.pages.first.tags["PhotometricInterpretation"].valueoffset
+    changed(path, b"", photometric.to_bytes(2, "little"), at)
+    assert refused(path) == f"3 samples per pixel, photometric {photometric}; not RGB or grey"
 
 
 def test_plain_and_converted_tiff_call_themselves_nothing(tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ def test_zeros_in_uncompressed_pixels_are_counted(
         for _ in range(2):
             slide.read(WHOLE, Size(700, 512))
         (warning,) = slide.warnings
-        assert warning.startswith("1 tiles hold 4096 zeros or more in a row, which is black")
+        assert warning.startswith("1 tiles hold 2048 zeros or more in a row, which is black")
     slide.close()
     assert caplog.messages == [f"s.tif: {warning}"]
 
@@ -123,7 +123,7 @@ def test_zeros_in_uncompressed_strips_are_counted(tmp_path: Path) -> None:
     overwrite(path, data_of(path, 2)[0], bytes(3 * 700 * 64))
     with open_slide(path) as slide:
         slide.read(WHOLE, Size(700, 512))
-        assert slide.warnings[0].startswith("1 tiles hold 4096 zeros")
+        assert slide.warnings[0].startswith("1 tiles hold 2048 zeros")
 
 
 def test_what_fills_up_tiles_at_the_edge_is_not_counted(tmp_path: Path) -> None:
@@ -201,6 +201,27 @@ def test_absurd_sizes_are_refused_at_once(
     with pytest.raises(SlideError, match=r"s\.tif: ") as raised:
         open_slide(path, 0.5)
     assert "\n" not in str(raised.value)
+
+
+def test_sizes_that_are_no_whole_numbers_are_refused(tmp_path: Path) -> None:
+    path = tifffiles(tmp_path / "s.tif", "deflate")
+    with tifffile.TiffFile(path) as tiff:
+        tag = tiff.pages.first.tags["ImageWidth"]
+    overwrite(path, tag.offset + 2, (11).to_bytes(2, "little"))  # a float
+    overwrite(path, tag.valueoffset, np.float32(700).tobytes())
+    with pytest.raises(SlideError, match="sizes that are no whole numbers"):
+        open_slide(path, 0.5)
+
+
+def test_tables_are_checked_before_openslide_opens_the_file(tmp_path: Path) -> None:
+    """OpenSlide divides by zero when the tiles of its coarsest level are far smaller than they were."""
+    path = write_svs(tmp_path / "s.svs", pyramid(PICTURE, (1, 2, 4)))
+    with tifffile.TiffFile(path) as tiff:
+        place = tiff.pages[2].aspage().tags["TileWidth"].valueoffset
+    overwrite(path, place, (7).to_bytes(4, "little"))
+    set_table(path, "TileByteCounts", 0, 0, page=1)
+    with pytest.raises(SlideError, match=r"s\.svs: 175 × 128 pixels are 25 tiles or strips, its table has 1"):
+        open_slide(path)
 
 
 def test_a_slide_as_wide_as_none_is_refused_though_its_table_fits(tmp_path: Path) -> None:

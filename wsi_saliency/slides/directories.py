@@ -72,9 +72,8 @@ def check_directories(path: Path) -> None:
     """
     with path.open("rb") as file:
         layout = _LAYOUTS[file.read(4)]
-        walk = _Walk(file, layout, os.fstat(file.fileno()).st_size)
-        file.seek(layout.first)
-        walk.follow(_pointer(file, layout))
+        size = os.fstat(file.fileno()).st_size
+        _Walk(file, layout, size).follow(_first(file, layout, size))
 
 
 class _Walk:
@@ -118,6 +117,25 @@ class _Walk:
         return _subifds(self._file, self._layout, entries, self._size), following
 
 
+def _first(file: BinaryIO, layout: _Layout, size: int) -> int:
+    """Offset of the first directory; NDPI has 64-bit offsets in what is a classic TIFF else."""
+    file.seek(layout.first)
+    near = _pointer(file, layout)
+    if layout.pointer != "<I":
+        return near
+    file.seek(layout.first)
+    far = _pointer(file, layout._replace(pointer="<Q"))
+    try:
+        is_far = near < far < size and _is_ndpi(_directory(file, layout, far, size)[0])
+    except SlideError:
+        is_far = False
+    return far if is_far else near
+
+
+def _is_ndpi(entries: NDArray[np.void]) -> bool:
+    return bool((entries["tag"] == _NDPI).any())
+
+
 def _directory(file: BinaryIO, layout: _Layout, offset: int, size: int) -> tuple[NDArray[np.void], int]:
     """Entries of a directory, and where the next one is; 0 if there is none."""
     file.seek(offset)
@@ -129,7 +147,7 @@ def _directory(file: BinaryIO, layout: _Layout, offset: int, size: int) -> tuple
             f"it is cut off or damaged: its directory at byte {offset} is not whole; copy the file again"
         )
     entries = np.frombuffer(file.read(length), layout.entry)
-    if layout.pointer == "<I" and (entries["tag"] == _NDPI).any():
+    if layout.pointer == "<I" and _is_ndpi(entries):
         return entries, _pointer(file, layout._replace(pointer="<Q"))
     return entries, _pointer(file, layout)
 

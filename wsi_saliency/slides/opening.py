@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from wsi_saliency.errors import SlideError
 from wsi_saliency.slides.directories import check_directories, is_tiff
 from wsi_saliency.slides.openslide import OpenSlideRefusal, OpenSlideSlide, detect_format
+from wsi_saliency.slides.stored import table_faults
 from wsi_saliency.slides.tiff import TiffSlide
-from wsi_saliency.slides.tiff_pages import level_pages, open_tiff
+from wsi_saliency.slides.tiff_pages import level_pages, open_tiff, pages_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from wsi_saliency.slides.slide import Slide
 
+_TILE_WIDTH = 322
+_ONE_SAMPLE = (0, 1, 3)  # photometric interpretations: grey of both kinds, palette
 _PLAIN = "generic-tiff"
 _AS_PLAIN = "it is read as a plain TIFF"
 
@@ -83,7 +86,7 @@ def opened(path: Path, mpp: float | None) -> Slide:
     except SlideError as error:
         raise SlideError(f"{path}: {error}") from error
     except OSError as error:  # a disk or network that fails
-        raise SlideError(f"{path}: the file cannot be read ({error.strerror})") from error
+        raise SlideError(f"{path}: the file cannot be read ({error.strerror or error})") from error
 
 
 def _opened(path: Path, mpp: float | None) -> Slide:
@@ -91,6 +94,8 @@ def _opened(path: Path, mpp: float | None) -> Slide:
     if tiff:
         check_directories(path)
     file_format = detect_format(path)
+    if tiff and file_format != "hamamatsu":  # whose 64-bit offsets only OpenSlide follows
+        _check_tiles(path)
     if file_format is None and not tiff:
         raise SlideError(_what_else(path))
     if file_format is None or file_format == _PLAIN:
@@ -102,6 +107,20 @@ def _opened(path: Path, mpp: float | None) -> Slide:
             f"it calls itself a slide of the format {file_format}, but is damaged, an incomplete copy, or of "
             f"a kind that OpenSlide does not know ({error})"
         ) from error
+
+
+def _check_tiles(path: Path) -> None:
+    """Refuse tables of tiles that cannot be right: some make OpenSlide end the whole process."""
+    try:
+        with open_tiff(path) as tiff:
+            tiled = [page for page in pages_of(tiff.pages) if _TILE_WIDTH in page.tags]
+            faults = [fault for page in tiled for fault in table_faults(page, tiff.filehandle.size)]
+    except (SlideError, OSError):
+        raise
+    except Exception:  # whoever opens the slide says what is wrong
+        return
+    for fault in faults:
+        raise SlideError(fault)
 
 
 def _plain_tiff(path: Path, mpp: float | None, file_format: str | None) -> Slide:
@@ -132,17 +151,25 @@ class _Looks(NamedTuple):
 
 
 def _look(path: Path) -> _Looks:
-    """Look at a TIFF that OpenSlide takes as generic, or not at all.
-
-    OpenSlide sees neither the SubIFD pyramid nor the pixel size of OME-TIFF, shows the first channel of a
-    stack as if it were the picture, and cuts 16-bit pixels to their upper byte without a word.
-    """
+    """Look at a TIFF that OpenSlide takes as generic, or not at all."""
     try:
         with open_tiff(path) as tiff:
-            deep = any(page.bitspersample != 8 for page in level_pages(tiff))
-            return _Looks(None if tiff.is_ome else _vendor(tiff.pages.first), bool(tiff.is_ome) or deep)
+            return _Looks(None if tiff.is_ome else _vendor(tiff.pages.first), _misread(tiff))
     except Exception:  # see TiffSlide: whoever opens it says what is wrong
         return _Looks()
+
+
+def _misread(tiff: tifffile.TiffFile) -> bool:
+    """Whether OpenSlide's generic reader would misread a TIFF.
+
+    It sees neither the SubIFD pyramid nor the pixel size of OME-TIFF, shows the first channel of a stack as
+    if it were the picture, cuts 16-bit pixels to their upper byte without a word, and makes colours of what
+    the file calls grey.
+    """
+    pages = level_pages(tiff)
+    deep = any(page.bitspersample != 8 for page in pages)
+    grey = any(page.photometric in _ONE_SAMPLE and page.samplesperpixel > 2 for page in pages)
+    return bool(tiff.is_ome) or deep or grey
 
 
 def _vendor(page: tifffile.TiffPage) -> str | None:

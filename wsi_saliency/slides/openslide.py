@@ -20,7 +20,6 @@ from wsi_saliency.slides.stored import (
     StoredTiles,
     blank_tiles,
     empty_tiles,
-    table_faults,
 )
 from wsi_saliency.slides.tiff_pages import open_tiff, pages_of
 from wsi_saliency.slides.wording import library_says
@@ -80,9 +79,9 @@ class OpenSlideSlide(Slide):
         try:
             self._handle = handle = openslide.OpenSlide(path)
             levels = _levels(handle)
-            self._file, self._tiles = _stored_tiles(path, levels)
             properties = handle.properties
             file_format = properties[openslide.PROPERTY_NAME_VENDOR]
+            self._file, self._tiles = _stored_tiles(path, file_format, levels)
             empty = empty_tiles(self._tiles, filled=file_format == "aperio")
         except BaseException as error:
             self._release()
@@ -152,29 +151,20 @@ def _levels(handle: openslide.OpenSlide) -> tuple[Level, ...]:
 
 
 def _stored_tiles(
-    path: Path, levels: tuple[Level, ...]
+    path: Path, file_format: str, levels: tuple[Level, ...]
 ) -> tuple[SlideFile | None, tuple[StoredTiles | None, ...]]:
-    """Find the tiles of a TIFF's levels; None for a level that is not one directory of the same size.
-
-    Raises
-    ------
-    SlideError
-        If the table of a level's tiles cannot be right.
-    """
+    """Find the tiles of a TIFF's levels; None for a level that is not one directory of the same size."""
     nothing = (None,) * len(levels)
-    if not is_tiff(path):
+    if not is_tiff(path) or file_format == "hamamatsu":  # NDPI has no tiles
         return None, nothing
     try:
         with open_tiff(path) as tiff:
-            size, pages = tiff.filehandle.size, [page for page in pages_of(tiff.pages) if page.is_tiled]
+            pages = [page for page in pages_of(tiff.pages) if page.is_tiled]
     except SlideError:
         raise
     except Exception:  # what OpenSlide reads need not please tifffile
         return None, nothing
     found = [_only_one_of_size(pages, level.size) for level in levels]
-    for number, page in enumerate(found):
-        for fault in table_faults(page, size) if page else ():
-            raise SlideError(f"level {number}: {fault}")
     file = SlideFile(path)
     return file, tuple(StoredTiles(file, page, checksums=True) if page else None for page in found)
 

@@ -36,7 +36,7 @@ _JPEG_2000 = (33003, 33004, 33005, 34712)
 _DEFLATE = (8, 32946)
 _WITHOUT_CHECKSUM = (*JPEG, *_JPEG_2000, 22610, 34934, 50001)  # JPEG XR, WebP
 
-_BLANK = bytes(4096)
+_BLANK = bytes(2048)
 """So many zeros in a row are counted in pixels that are not compressed: black, or lost in copying."""
 
 
@@ -242,6 +242,9 @@ def _layout(page: tifffile.TiffPage) -> tuple[int, int, int]:
 def table_faults(page: tifffile.TiffPage, file_size: int) -> Iterator[str]:
     """Say what is wrong with a level's size and with the table that says where its tiles are."""
     w, h = page.imagewidth, page.imagelength
+    if not all(isinstance(number, int) for number in (w, h, *tile_size(page), page.samplesperpixel)):
+        yield "sizes that are no whole numbers; the file is damaged"
+        return
     if not (0 < w <= MAX_SIDE and 0 < h <= MAX_SIDE):
         yield f"a picture of {w} × {h} pixels, which no slide has; the file is damaged"
         return
