@@ -285,7 +285,7 @@ def test_a_bad_slide_is_one_line_that_names_it(call, tmp_path, name, command):
     ("arguments", "words"),
     [
         (["--layer", "nix"], ["no layer 'nix'", "stage3", "1/8", "--layer"]),
-        (["--layer", "3"], ["no layer '3'", "1/4", "1/8"]),
+        (["--layer", "3"], ["no stage of the model lies at 1/3", "1/4", "1/8"]),
         (["--target", "nix"], ["no class 'nix'", "0: normal, 1: tumour", "--target"]),
         (["--target", "2"], ["no class '2'"]),
         (["--device", "nix"], ["unknown device 'nix'", "auto, cpu, cuda"]),
