@@ -42,7 +42,7 @@ def kind_of(head: bytes) -> Kind | None:
     head
         Its first `HEAD` bytes.
     """
-    if head[8:9] == b"{" and not head.lstrip().startswith(b"{"):
+    if head[8:9] == b"{" and b"\0" in head[:8]:  # the length of a header, and the header, JSON
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
         return "zip"
@@ -64,9 +64,11 @@ def what_is(head: bytes) -> str:
             return what
     if head.startswith(b"\x80") and head[1:2] <= b"\x05":
         return "a pickle, which would have to run code, and no state dict of torch.save"
-    if b"onnx" in head.lower() or b"pytorch" in head[:64].lower():
+    if text := _text(head):
+        return text
+    if b"onnx" in head.lower() or b"pytorch" in head[:64].lower():  # the name of what made it comes first
         return "probably an ONNX model"
-    return _text(head) or "neither a safetensors nor a PyTorch file"
+    return "neither a safetensors nor a PyTorch file"
 
 
 def _text(head: bytes) -> str | None:
