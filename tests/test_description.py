@@ -145,16 +145,16 @@ def test_what_a_model_does_not_say_is_told(tmp_path):
     assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
 
 
-def layers_of(architecture, tmp_path):
+def layers_of(architecture, tmp_path, patch=None):
     path = tmp_path / "weights.pt"
     torch.manual_seed(0)
     torch.save(timm.create_model(architecture, num_classes=2).state_dict(), path)
-    lines = describe_model(f"timm:{architecture}", RunSettings(weights=path))
+    lines = describe_model(f"timm:{architecture}", RunSettings(weights=path, patch=patch))
     return [text for label, text in lines if label == "layer"], [t for label, t in lines if label == "note"]
 
 
 def test_where_only_the_stem_is_strided_no_hidden_layer_is_smoothed(tmp_path):
-    layers, _ = layers_of("densenet121", tmp_path)
+    layers, _ = layers_of("densenet121", tmp_path, patch=64)
     assert layers[0].endswith("; smoothed by backward-hook, centred-hook")
     assert all(text.endswith("; smoothed by no method") for text in layers[1:])
 
