@@ -26,6 +26,7 @@ from wsi_saliency.evaluation.statistics import mean_of_known
 from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.layers import find_layer, measure, total_stride
 from wsi_saliency.saliency.patches import PatchExplainer, check_images
+from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -160,8 +161,8 @@ def phase_stability(
     images: Tensor,
     layer: str | int | nn.Module = 8,
     target: int | Tensor | None = None,
-    attribution: Attribution = "gradient",
-    method: Method = "backward-hook",
+    attribution: Attribution = DEFAULT_ATTRIBUTION,
+    method: Method = DEFAULT_METHOD,
     *,
     moves: int = MOVES,
     seed: int = 0,
