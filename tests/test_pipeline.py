@@ -32,7 +32,7 @@ from wsi_saliency.slides.tissue import tissue_mask
 
 W, H, TISSUE = 384, 320, (128, 96, 160, 160)
 OUTPUTS = {"saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv", "run.json"}
-SETTINGS = RunSettings(model="spots", method="none", attribution="gradient", device="cpu")
+SETTINGS = RunSettings(model="spots", method="none", attribution="gradient", layer="8", device="cpu")
 
 
 def explainer_for(settings, patch=64, **how):
@@ -279,7 +279,7 @@ def test_a_complete_result_is_kept(slide, tmp_path):
     second = explained(slide, tmp_path / "out")
     assert (second.kept, second.differences, second.record) == (True, (), first.record)
     other = explained(slide, tmp_path / "out", replace(SETTINGS, layer="16"))
-    assert (other.kept, other.differences) == (True, ("layer default (now 16)",))
+    assert (other.kept, other.differences) == (True, ("layer 8 (now 16)",))
     assert before == {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
 
 

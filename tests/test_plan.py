@@ -35,7 +35,7 @@ def slide(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explainer():
-    return Explainer.of(spot_classifier(64), method="none", device="cpu")
+    return Explainer.of(spot_classifier(64), layer="8", method="none", device="cpu")
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ OME_ZARR_VERSIONS: tuple[OmeZarrVersion, ...] = get_args(OmeZarrVersion)
 DEFAULT_MODEL = "camelyon16"
 DEFAULT_METHOD: Method = "centred-hook"  # these four follow from the rule in docs/choosing.md
 DEFAULT_ATTRIBUTION: Attribution = "deeplift"
-DEFAULT_LAYER = "8"
+DEFAULT_LAYER = "16"
 DEFAULT_OVERLAP = 0.5
 MAX_OVERLAP = 0.9
 MAX_PATCH = 4096  # pixels; a ResNet's first layers take 4 GB for one such patch
@@ -99,7 +99,7 @@ class RunSettings:
         File of ``train-surrogate`` for the method of that name; None takes the one that comes with ``demo``.
     layer
         Module name, reduction (``"8"``: the last feature stage at 1/8 resolution), ``"last"`` or ``"input"``;
-        None is 8, and the last stage for Grad-CAM.
+        None is 16, and the last stage for Grad-CAM.
     target
         Class name or index; None picks the single logit or the one class that is called tumour.
     overlap
@@ -186,5 +186,5 @@ def check_range(low: float, high: float) -> None:
 
 
 def default_layer(attribution: Attribution) -> str:
-    """Return the layer that is explained if none is named: the last stage for Grad-CAM, else that at 1/8."""
+    """Return the layer that is explained if none is named: the last stage for Grad-CAM, else that at 1/16."""
     return "last" if attribution == "gradcam" else DEFAULT_LAYER

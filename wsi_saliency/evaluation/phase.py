@@ -26,7 +26,7 @@ from wsi_saliency.evaluation.statistics import mean_of_known
 from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.layers import find_layer, measure, total_stride
 from wsi_saliency.saliency.patches import PatchExplainer, check_images
-from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_METHOD
+from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_LAYER, DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +159,7 @@ def measure_phase(
 def phase_stability(
     model: nn.Module,
     images: Tensor,
-    layer: str | int | nn.Module = 8,
+    layer: str | int | nn.Module = DEFAULT_LAYER,
     target: int | Tensor | None = None,
     attribution: Attribution = DEFAULT_ATTRIBUTION,
     method: Method = DEFAULT_METHOD,

@@ -13,7 +13,7 @@ from wsi_saliency.saliency.cancellation import cancels, refusal
 from wsi_saliency.saliency.engine import Network, Noise, eval_mode, working_copy
 from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.layers import find_layer
-from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_METHOD
+from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_LAYER, DEFAULT_METHOD
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +69,7 @@ class PatchExplainer:
         self,
         model: nn.Module,
         images: Tensor,
-        layer: str | int | nn.Module = 8,
+        layer: str | int | nn.Module = DEFAULT_LAYER,
         attribution: Attribution = DEFAULT_ATTRIBUTION,
         method: Method = DEFAULT_METHOD,
         *,
@@ -135,7 +135,7 @@ class PatchExplainer:
 def explain_patches(
     model: nn.Module,
     images: Tensor,
-    layer: str | int | nn.Module = 8,
+    layer: str | int | nn.Module = DEFAULT_LAYER,
     target: int | Tensor | None = None,
     attribution: Attribution = DEFAULT_ATTRIBUTION,
     method: Method = DEFAULT_METHOD,
