@@ -148,9 +148,9 @@ def test_notices_are_a_line_for_each_effect():
     layers = [measure(net, name, images) for name in ("stage4", "stage5.0", "stage5")]
     notices = Reach(net, images).notices(["none", "backward-hook", "centred-hook", "forward-hook"], layers)
     assert notices == [
-        "no strided convolution lies behind layers stage5.0, stage5: "
+        "no strided convolution lies behind layers stage5.0 and stage5: "
         "backward-hook and centred-hook change nothing there",
-        "no strided convolution lies behind layers stage5.0, stage5: "
+        "no strided convolution lies behind layers stage5.0 and stage5: "
         "forward-hook smooths nothing there, though activations and predictions change",
     ]
 
@@ -163,4 +163,10 @@ def test_a_stem_that_a_method_spares_is_told_from_no_strided_convolution():
         "forward-hook changes nothing there"
     ]
     assert reach.notices(["backward-hook"], [measure(net, INPUT, images)]) == []
+    assert reach.notices(
+        ["backward-hook", "centred-hook", "forward-hook"], [measure(net, "features", images)]
+    ) == [
+        "no strided convolution lies behind layer features: "
+        "backward-hook, centred-hook and forward-hook change nothing there"
+    ]
     assert reach.notices(["none"], [measure(net, "features.norm5", images)]) == []

@@ -72,9 +72,9 @@ class Reach:
 
 
 def _notice(effect: Effect, any_behind: bool, methods: Sequence[Method], layers: Sequence[str]) -> str:
-    who, one = " and ".join(methods), len(methods) == 1
+    who, one = _listed(methods), len(methods) == 1
     such = f" that {who} {'acts' if one else 'act'} on" if any_behind else ""
-    where = f"{'layer' if len(layers) == 1 else 'layers'} {', '.join(layers)}"
+    where = f"{'layer' if len(layers) == 1 else 'layers'} {_listed(layers)}"
     if effect == "nothing":
         what = f"{who} {'changes' if one else 'change'} nothing there"
     else:
@@ -82,3 +82,8 @@ def _notice(effect: Effect, any_behind: bool, methods: Sequence[Method], layers:
             f"{who} {'smooths' if one else 'smooth'} nothing there, though activations and predictions change"
         )
     return f"no strided convolution{such} lies behind {where}: {what}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    *others, last = names
+    return f"{', '.join(others)} and {last}" if others else last
