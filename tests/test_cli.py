@@ -738,7 +738,7 @@ def test_a_real_slide_with_the_demo_classifier(call, tmp_path):
     assert record["slide"]["mpp"] == {"x": 0.499, "y": 0.499}
     assert 30 < record["patches"]["tissue"] < record["patches"]["grid"] == 10 * 14
     values = Heatmap.open(folder / "saliency.ome.zarr").read(0)
-    assert 0.3 < (values != 0).mean() < 0.7
+    assert 0.2 < (values != 0).mean() < 0.7
 
 
 @real

@@ -90,6 +90,7 @@ BIAS = {  # cells
     "centred-hook": 0.05,
     "surrogate": 0.25,  # which has the original's answers, not its gradient
 }
+SPREAD = {"backward-hook": 0.3}
 
 
 @pytest.mark.parametrize("mpp", [0.5, 0.26], ids=["same mpp", "resampled"])
@@ -120,4 +121,4 @@ def test_planted_spots_come_back_in_place(slides, surrogate, tmp_path, mpp, laye
             assert np.abs(errors).max(1).mean() < 0.35, f"level {level}"
         else:
             assert np.abs(errors).max() < 0.5, f"level {level}"
-            assert np.abs(errors).max(1).mean() < 0.25, f"level {level}"
+            assert np.abs(errors).max(1).mean() < SPREAD.get(method, 0.25), f"level {level}"
