@@ -10,12 +10,19 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from wsi_saliency.evaluation.statistics import Summary, paired, verdict
 
 Values = NDArray[np.float64]
 Scores = dict[str, dict[str, Values]]
+Stability = dict[str, dict[str, dict[str, float]]]
+
+COLOURS = {"deeplift": "#0072B2", "gradient-x-activation": "#D55E00", "gradient": "#7a7a84"}
+MARKERS = {"none": "o", "backward-hook": "s", "centred-hook": "^", "forward-hook": "D"}
 
 LAYERS = {"input": "input", "4": "1/4", "8": "1/8", "16": "1/16"}
 HOOKS = ("backward-hook", "centred-hook", "forward-hook", "surrogate")
@@ -148,3 +155,43 @@ def tables(scores: Scores) -> list[str]:
     lines += [line for pair in COMPARED for line in against(scores, *pair)]
     lines += [line for pair in COMPARED[:3] for line in against(scores, *pair, "white")]
     return lines + variation(scores)
+
+
+def picture(scores: Scores, stability: Stability, path: Path) -> None:
+    """Draw faithfulness against stability: a point for each method, attribution and layer.
+
+    ``stability`` is by layer, attribution and method: correlation of a map with that of a moved grid.
+    """
+    figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+    axes = figure.subplots()
+    for layer, by_attribution in stability.items():
+        for attribution, by_method in by_attribution.items():
+            colour, filled = COLOURS[attribution], layer == "16"
+            points = [
+                (x, float(values.mean()), method)
+                for method, x in by_method.items()
+                if (values := faithful(scores, f"{layer}.{attribution}.{method}")) is not None
+            ]
+            xs, ys, _ = zip(*points, strict=True)
+            axes.plot(xs, ys, color=colour, linewidth=0.8, alpha=0.4)
+            for x, y, method in points:
+                face = colour if filled else "white"
+                axes.scatter(x, y, 70, face, MARKERS[method], edgecolors=colour, linewidths=1.6, zorder=3)
+    _legend(axes)
+    for name, dash in (("random", ":"), ("centred-gaussian", "--")):
+        axes.axhline(float(faithful(scores, name).mean()), color="#7a7a84", linestyle=dash, linewidth=1)
+    axes.axvline(0.9, color="#c9c9d0", linewidth=1)
+    axes.set_xlabel("stability: correlation with the map of a grid moved by half a stride, overlap 0.5")
+    axes.set_ylabel("faithfulness: insertion − deletion")
+    figure.savefig(path, dpi=110)
+
+
+def _legend(axes: Axes) -> None:
+    shown = [Line2D([], [], color=c, linestyle="", marker="o", label=a) for a, c in COLOURS.items()]
+    shown += [Line2D([], [], color="#2b2b33", linestyle="", marker=m, label=n) for n, m in MARKERS.items()]
+    for label, face in (("1/8", "white"), ("1/16", "#2b2b33")):
+        how = {"color": "#2b2b33", "markerfacecolor": face}
+        shown.append(Line2D([], [], linestyle="", marker="o", label=label, **how))
+    for label, dash in (("random map", ":"), ("Gaussian in the middle", "--")):
+        shown.append(Line2D([], [], color="#7a7a84", linestyle=dash, label=label))
+    axes.legend(handles=shown, loc=(0.28, 0.11), fontsize=8, ncols=2, frameon=False)
