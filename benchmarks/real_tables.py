@@ -194,4 +194,4 @@ def _legend(axes: Axes) -> None:
         shown.append(Line2D([], [], linestyle="", marker="o", label=label, **how))
     for label, dash in (("random map", ":"), ("Gaussian in the middle", "--")):
         shown.append(Line2D([], [], color="#7a7a84", linestyle=dash, label=label))
-    axes.legend(handles=shown, loc=(0.28, 0.11), fontsize=8, ncols=2, frameon=False)
+    axes.legend(handles=shown, loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
