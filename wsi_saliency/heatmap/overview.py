@@ -154,7 +154,7 @@ def write_overview(
         _draw_scale_bar(picture, panel, slide_um / panel.w)
     if values.any():
         _draw_colour_bar(picture, layout, scale, label)
-    note = _DARK if dark else _note(heatmap.info, None if value_range is None else scale)
+    note = _DARK if dark else _note(heatmap.info, scale, fixed=value_range is not None)
     said = "" if predictions is None else str(predictions)
     _write_texts(picture, heatmap.info.slide_name, heatmap.info.channel, said, note)
     with writing(path):
@@ -185,7 +185,7 @@ def map_on_thumbnail(heatmap: Heatmap, size: Size) -> NDArray[np.float32]:
         (px_x / 2 - placement.x0) / placement.fx - 0.5,
     )
     sampled: NDArray[np.float32] = ndimage.affine_transform(
-        heatmap.read(level), step, start, (size.h, size.w), order=1, mode="grid-constant", cval=0.0
+        heatmap.read(level), np.diag(step), start, (size.h, size.w), order=1, mode="grid-constant"
     )
     return sampled
 
@@ -286,14 +286,15 @@ def _draw_ticks(picture: Image.Image, box: _Box, scale: ColourScale) -> int:
     return right + 10 + round(max(face.getlength(text) for text in ("0", *ticks.labels)))
 
 
-def _note(info: HeatmapInfo, fixed: ColourScale | None) -> str:
+def _note(info: HeatmapInfo, scale: ColourScale, *, fixed: bool) -> str:
     cell = info.cell_mpp(0)
     span = (
-        f"{fixed.low:g} to {fixed.high:g}, whatever the slide"
+        f"{scale.low:g} to {scale.high:g}, whatever the slide"
         if fixed
         else "percentiles 1 to 99 of this slide"
     )
-    return f"one cell of the map is {cell.x:.3g} × {cell.y:.3g} µm · colours span {span}"
+    both = ", as far on both sides of 0" if scale.low == -scale.high and not fixed else ""
+    return f"one cell of the map is {cell.x:.3g} × {cell.y:.3g} µm · colours span {span}{both}"
 
 
 def _write_texts(picture: Image.Image, title: str, channel: str, predictions: str, note: str) -> None:
