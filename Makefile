@@ -1,9 +1,10 @@
 # Needs Python >= 3.11 and a network. PYTHON=python3.12 make … picks another interpreter.
 PYTHON ?= python3
 VENV := .venv
+LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types contracts clean
+.PHONY: demo test test-lowest lint types contracts clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wsi-saliency run sample_data/tumour_nests.svs --model demo -o demo-output --overwrite
@@ -17,6 +18,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2
 
+# With the lowest versions that pyproject.toml allows. Python 3.11: for later ones some of them have no wheels.
+# Needs 6 GB of disk; what such old packages deprecate is not looked at.
+test-lowest: $(LOWEST)/.installed-test
+	$(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
+
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,7 +34,7 @@ contracts: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) demo-output build dist .*_cache
+	rm -rf $(VENV) $(LOWEST) demo-output build dist .*_cache
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: PYTHON=python3.12 make …")'
@@ -41,3 +47,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[test]'
 	touch $@ $(VENV)/.installed
+
+$(LOWEST)/.installed-test: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "PYTHON=python3.11 make test-lowest")'
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install -q uv
+	$(LOWEST)/bin/uv pip install -q --python $(LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	touch $@

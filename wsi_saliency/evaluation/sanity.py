@@ -167,7 +167,7 @@ def _copied(model: nn.Module) -> nn.Module:
 
 def _seed(seed: int, stage: int) -> int:
     """One seed a stage, unlike those of all other stages and seeds."""
-    return int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0] >> 1)
+    return int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _initialise(module: nn.Module) -> None:
