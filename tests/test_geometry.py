@@ -31,6 +31,40 @@ def test_stride(overlap, stride):
     assert stride_for(224, overlap, 8) == stride
 
 
+@pytest.mark.parametrize(
+    ("overlap", "reduction", "total", "stride"),
+    [
+        (0.5, 8, 32, 120),  # 112 has two of four phases
+        (0.75, 8, 32, 56),
+        (0.25, 8, 32, 168),
+        (0.5, 16, 32, 112),
+        (0.25, 16, 32, 176),  # 160 has one
+        (0.5, 32, 32, 112 // 32 * 32 + 32),  # whole cells have one phase
+        (0, 8, 32, 224),  # nothing is blended
+        (0.01, 8, 32, 216),  # 232 would leave gaps
+        (0.9, 16, 32, 16),
+        (0.5, 4, 24, 116),  # six phases: 29 cells, for 28 have a common divisor with 6
+    ],
+)
+def test_patches_take_all_phases_of_the_network_s_stride(overlap, reduction, total, stride):
+    assert stride_for(224, overlap, reduction, total) == stride
+
+
+@given(
+    cells=st.integers(1, 60),
+    overlap=st.floats(0.001, 0.9),
+    reduction=reductions,
+    phases=st.sampled_from([1, 2, 3, 4, 6, 8, 16, 32]),
+)
+def test_the_stride_is_near_what_was_asked_for_and_leaves_no_gap(cells, overlap, reduction, phases):
+    patch, total = cells * reduction, phases * reduction
+    stride = stride_for(patch, overlap, reduction, total)
+    assert stride % reduction == 0
+    assert 0 < stride <= patch
+    assert len({k * stride % total for k in range(phases)}) == phases
+    assert abs(stride - patch * (1 - overlap)) <= max(1.5 * reduction, total / 2)
+
+
 def test_patch_that_is_no_multiple_of_the_reduction_still_shares_the_cell_grid():
     grid = TileGrid.over(Canvas(1000, 1000, 1, 1), 350, 0.5, 8)
     assert grid.stride == 176

@@ -241,7 +241,10 @@ def test_a_stage_that_is_called_twice_is_not_explainable():
 
 @pytest.mark.parametrize("architecture", ["resnet18", "convnext_atto"])
 def test_the_total_stride_of_a_network_is_that_of_its_deepest_grid(architecture):
-    assert total_stride(timm.create_model(architecture).eval(), IMAGES) == 32
+    net = timm.create_model(architecture).eval()
+    assert total_stride(net, IMAGES) == 32
+    for stage in explainable_stages(net, IMAGES)[:2]:
+        assert measure(net, stage.name, IMAGES).total_stride == 32
 
 
 TOTAL = {

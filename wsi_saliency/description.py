@@ -11,12 +11,14 @@ from wsi_saliency.geometry import TileGrid
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.plan import ASSUMED_MPP, canvas_for, tissue_shares, wanted_mpp
 from wsi_saliency.saliency.cancellation import vanishing
+from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.layers import (
     INPUT,
     explainable_stages,
     measure,
     note_on_other_stages,
     strided_convolutions,
+    total_stride,
 )
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
@@ -32,7 +34,7 @@ if TYPE_CHECKING:
 
 Lines = list[tuple[str, str]]
 
-_DEFAULT_GRID = (224, 0.25)  # patch px and mpp of camelyon16, known without its weights
+_DEFAULT_GRID = (224, 0.25, 32)  # patch px, mpp and total stride of camelyon16, known without its weights
 
 
 def describe_slide(path: Path, settings: RunSettings, model: str | None = None) -> Lines:
@@ -59,9 +61,9 @@ def describe_slide(path: Path, settings: RunSettings, model: str | None = None) 
         if slide.stated_mpp is None:
             return [*lines, ("tissue", share), ("patches", "unknown without the slide's mpp; give --mpp")]
         lines.append(("tissue", f"{tissue.area_mm2(slide.mpp):.2f} mm², {share}"))
-        patch, mpp, reduction, of = _grid_of(settings, model)
+        patch, mpp, stride, of = _grid_of(settings, model)
         canvas = canvas_for(slide, mpp)
-        grid = TileGrid.over(canvas, patch, settings.overlap, reduction)
+        grid = TileGrid.over(canvas, patch, settings.overlap, int(DEFAULT_LAYER), stride)
         used = int((tissue_shares(grid, tissue) >= settings.tissue_threshold).sum())
         mpp = canvas.scale_x * slide.mpp.x
     text = f"{used} of {len(grid)} ({patch} px at {mpp:g} µm/px, overlap {settings.overlap:g}; {of})"
@@ -69,12 +71,14 @@ def describe_slide(path: Path, settings: RunSettings, model: str | None = None) 
 
 
 def _grid_of(settings: RunSettings, model: str | None) -> tuple[int, float, int, str]:
-    """Patch side, mpp, reduction and whose they are."""
-    patch, mpp, name = *_DEFAULT_GRID, settings.model
+    """Patch side, mpp, total stride and whose they are."""
+    patch, mpp, stride, name = *_DEFAULT_GRID, settings.model
     if model:
         classifier = load_classifier(model, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
         patch, mpp, name = classifier.patch, wanted_mpp(classifier), model
-    return settings.patch or patch, settings.model_mpp or mpp, int(DEFAULT_LAYER), f"classifier {name}"
+        with eval_mode(classifier.module):
+            stride = total_stride(classifier.module, torch.zeros(1, 3, patch, patch))
+    return settings.patch or patch, settings.model_mpp or mpp, stride, f"classifier {name}"
 
 
 def _slide_lines(slide: Slide) -> Lines:

@@ -53,7 +53,6 @@ from wsi_saliency.pipeline import TILES, ZARR, Result, explain_slide
 from wsi_saliency.plan import canvas_for, wanted_mpp
 from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, Network, choose_device, eval_mode
-from wsi_saliency.saliency.layers import total_stride
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.saliency.surrogate import surrogate_for
@@ -226,7 +225,6 @@ class Subject:
     device: torch.device
     target: int
     compared: list[Candidate]
-    total_stride: int
 
     @classmethod
     def of(cls, settings: EvaluationSettings) -> Subject:
@@ -261,14 +259,17 @@ class Subject:
         layers = {c.kind.layer: c.geometry for c in compared if c.network.method == PLAIN}
         for notice in Reach(classifier.module, blank).notices(methods, layers.values()):
             log.warning("%s", notice)
-        with eval_mode(classifier.module):
-            stride = total_stride(classifier.module, blank)
-        return cls(settings, classifier, device, classifier.target_index(settings.target), compared, stride)
+        return cls(settings, classifier, device, classifier.target_index(settings.target), compared)
 
     @property
     def batch(self) -> int:
         """Patches per pass."""
         return self.settings.batch or DEFAULT_BATCH[self.device.type]
+
+    @property
+    def total_stride(self) -> int:
+        """By how many pixels a picture has to move for the classifier to see the same."""
+        return self.compared[0].geometry.total_stride
 
     @cached_property
     def main(self) -> list[Candidate]:

@@ -68,7 +68,10 @@ class Plan:
 def plan_slide(slide: Slide, explainer: Explainer, settings: RunSettings) -> Plan:
     """Lay the tile grid over a slide and pick the tiles with tissue."""
     canvas = canvas_for(slide, wanted_mpp(explainer.classifier))
-    grid = TileGrid.over(canvas, explainer.classifier.patch, settings.overlap, explainer.geometry.reduction)
+    layer = explainer.geometry
+    grid = TileGrid.over(
+        canvas, explainer.classifier.patch, settings.overlap, layer.reduction, layer.total_stride
+    )
     tissue = tissue_mask(slide)
     shares = tissue_shares(grid, tissue)
     wanted = np.flatnonzero(shares >= settings.tissue_threshold).tolist()

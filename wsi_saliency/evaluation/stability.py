@@ -120,7 +120,7 @@ class _Lattice:
     @classmethod
     def of(cls, layer: LayerGeometry, patch: int, overlap: float, move: int | None) -> _Lattice:
         r, w, h = layer.reduction, layer.cell_w, layer.cell_h
-        stride = stride_for(patch, overlap, r)
+        stride = stride_for(patch, overlap, r, layer.total_stride)
         shift = (stride // 2 if move is None else move) // r * r
         return cls(patch, stride, shift, r, w, h, layer.centre_x, layer.centre_y)
 

@@ -212,6 +212,8 @@ class LayerGeometry:
         layer moves the gradient towards higher indices.
     strided_behind
         Names of the strided convolutions behind the layer: those on the way from its output to the logits.
+    total_stride
+        Input pixels by which a picture has to move for the network to see the same (see `total_stride`).
     """
 
     name: str
@@ -224,6 +226,7 @@ class LayerGeometry:
     drift_x: float
     drift_y: float
     strided_behind: tuple[str, ...] = ()
+    total_stride: int = 1
 
 
 def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
@@ -258,7 +261,8 @@ def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
             places, shape = flow.at_layer()
     after = flow.places_of(output) or _Places.of_input(activation)
     behind = tuple(name for name in strided_convolutions(model) if name in after.passed)
-    return _geometry(layer, places, shape, after.drift, behind)
+    geometry = _geometry(layer, places, shape, after.drift)
+    return replace(geometry, strided_behind=behind, total_stride=math.lcm(*flow.reductions))
 
 
 def total_stride(model: nn.Module, images: Tensor) -> int:
@@ -282,9 +286,7 @@ def total_stride(model: nn.Module, images: Tensor) -> int:
     return math.lcm(*flow.reductions)
 
 
-def _geometry(
-    layer: str, places: _Places | None, shape: torch.Size, drift: _Pair, behind: tuple[str, ...]
-) -> LayerGeometry:
+def _geometry(layer: str, places: _Places | None, shape: torch.Size, drift: _Pair) -> LayerGeometry:
     if places is None or places.extent != tuple(shape[2:]):
         raise ModelError(f"layer {layer!r} has no spatial grid in (N, C, h, w) order; choose another --layer")
     jump_y, jump_x = places.jump
@@ -302,7 +304,6 @@ def _geometry(
         centre_y=places.centre[0],
         drift_x=drift[1],
         drift_y=drift[0],
-        strided_behind=behind,
     )
 
 
