@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from tests.slides_made import noise, section, write_svs
-from wsi_saliency.evaluation.stability import CanvasBox, GridStability, PatchMaps, busiest_region
+from wsi_saliency.evaluation.stability import CanvasBox, GridStability, PatchMaps, _Lattice, busiest_region
 from wsi_saliency.geometry import Canvas, Size
 from wsi_saliency.saliency.layers import LayerGeometry
 from wsi_saliency.slides.slide import open_slide
@@ -22,6 +23,20 @@ CANVAS = Canvas(720, 560, 1.25, 1.25)  # of a slide of 900 × 700 level-0 pixels
 def layer(reduction=8, cells=None, centre=0.5):
     cells = cells or PATCH // reduction
     return LayerGeometry(f"1/{reduction}", 1, cells, cells, reduction, centre, centre, 0.0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("overlap", "total", "move", "shift"),
+    [
+        (0.5, 1, None, 16),
+        (0.5, 32, None, 16),  # of 40
+        (0.5, 16, None, 8),
+        (0.5, 16, 16, 16),
+    ],
+)
+def test_the_grid_is_moved_by_half_a_stride_but_not_by_the_network_s(overlap, total, move, shift):
+    one = replace(layer(), total_stride=total)
+    assert _Lattice.of(one, PATCH, overlap, move).shift == shift
 
 
 def means(reduction):

@@ -161,7 +161,8 @@ _overlap = click.option(
     type=_Number(0, MAX_OVERLAP),
     default=DEFAULT_OVERLAP,
     show_default=True,
-    help="Share of a patch in common with the next; 0 for a quick preview.",
+    help="Share of a patch in common with the next, rounded so that patches lie differently on the network's "
+    "strides; 0 for a quick preview.",
 )
 _tissue_threshold = click.option(
     "--tissue-threshold",

@@ -103,7 +103,7 @@ class RunSettings:
     target
         Class name or index; None picks the single logit or the one class that is called tumour.
     overlap
-        Share of a patch that it has in common with the next, 0 to 0.9.
+        Share of a patch that it has in common with the next, 0 to 0.9, as `stride_for` rounds it.
     mpp
         µm per level-0 pixel of the slide, in place of what the file says.
     model_mpp

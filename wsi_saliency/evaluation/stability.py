@@ -122,6 +122,8 @@ class _Lattice:
         r, w, h = layer.reduction, layer.cell_w, layer.cell_h
         stride = stride_for(patch, overlap, r, layer.total_stride)
         shift = (stride // 2 if move is None else move) // r * r
+        if move is None and shift and shift % layer.total_stride == 0 and layer.total_stride > r:
+            shift -= r  # or every map would look stable
         return cls(patch, stride, shift, r, w, h, layer.centre_x, layer.centre_y)
 
     def grid(self, region: CanvasBox, canvas: Canvas) -> TileGrid:
@@ -182,7 +184,8 @@ class GridStability(Generic[Key]):
     most_pixels
         Canvas pixels of the region; it is the `busiest_region`.
     move
-        Canvas pixels by which the grid is moved, less what is no whole cell; None is half its stride.
+        Canvas pixels by which the grid is moved, less what is no whole cell; None is half its stride, or a
+        cell less where that is a multiple of the network's.
     """
 
     tissue: TissueMask
