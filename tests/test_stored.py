@@ -113,7 +113,7 @@ def test_zeros_in_uncompressed_pixels_are_counted(
         for _ in range(2):
             slide.read(WHOLE, Size(700, 512))
         (warning,) = slide.warnings
-        assert warning.startswith("1 tiles hold 2048 zeros or more in a row, which is black")
+        assert warning.startswith("1 tiles or strips hold long runs of zeros, which are black")
     slide.close()
     assert caplog.messages == [f"s.tif: {warning}"]
 
@@ -123,7 +123,16 @@ def test_zeros_in_uncompressed_strips_are_counted(tmp_path: Path) -> None:
     overwrite(path, data_of(path, 2)[0], bytes(3 * 700 * 64))
     with open_slide(path) as slide:
         slide.read(WHOLE, Size(700, 512))
-        assert slide.warnings[0].startswith("1 tiles hold 2048 zeros")
+        assert slide.warnings[0].startswith("1 tiles or strips hold long runs")
+
+
+def test_zeros_in_a_row_that_is_read_in_parts_are_counted(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "s.tif", [np.tile(PICTURE, (1, 3, 1))], tile=None, compression=None)
+    overwrite(path, data_of(path, 2)[0] + 100, bytes(4096))
+    with open_slide(path) as slide:
+        for x in range(0, 2100, 512):
+            slide.read(Region(x, 0, 512, 512), Size(512, 512))
+        assert slide.warnings[0].startswith("1 tiles or strips hold long runs")
 
 
 def test_what_fills_up_tiles_at_the_edge_is_not_counted(tmp_path: Path) -> None:
