@@ -101,8 +101,12 @@ def _expand(text: str | Path) -> Iterator[tuple[Path, Path]]:
 
 
 def _matches(pattern: Path, root: Path) -> list[Path]:
-    """Files that match a pattern, and the slides in folders that do."""
-    paths = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
+    """Files that match a pattern, and the slides in folders that do.
+
+    ``file/**`` matches the file itself, which does not lie below its own path, and is left out.
+    """
+    matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
+    paths = [path for path in matches if path != root or path.is_dir()]
     in_folders = [slide for path in paths if path.is_dir() for slide in _slides_below(path)]
     return _selected([*(path for path in paths if path.is_file()), *in_folders], root)
 
