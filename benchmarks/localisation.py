@@ -34,17 +34,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "sample_data")]
 from make_mosaic import MARGIN, Mosaic, make_mosaic, patch_files, write_mosaic  # noqa: E402
 
 from wsi_saliency import EvaluationSettings, RunSettings, explain_slide, open_slide  # noqa: E402
-from wsi_saliency.evaluate import Subject  # noqa: E402
 from wsi_saliency.evaluation.annotations import Annotations, read_annotations  # noqa: E402
 from wsi_saliency.evaluation.candidates import Candidate  # noqa: E402
 from wsi_saliency.evaluation.localisation import patch_probability_map, pixel_scores  # noqa: E402
 from wsi_saliency.evaluation.statistics import CONFIDENCE, RESAMPLES  # noqa: E402
 from wsi_saliency.heatmap.ome_zarr import Heatmap  # noqa: E402
-from wsi_saliency.pipeline import TILES, ZARR, Result  # noqa: E402
-from wsi_saliency.plan import wanted_mpp  # noqa: E402
 from wsi_saliency.saliency.smoothing import SMOOTHING  # noqa: E402
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS  # noqa: E402
 from wsi_saliency.slides.tissue import tissue_mask  # noqa: E402
+from wsi_saliency.workflows.evaluate import Subject  # noqa: E402
+from wsi_saliency.workflows.explain import TILES, ZARR, Result  # noqa: E402
+from wsi_saliency.workflows.plan import wanted_mpp  # noqa: E402
 
 UNTRAINED = [method for method in METHODS if not SMOOTHING[method].imitates]
 OTHERS = "all others"

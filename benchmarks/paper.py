@@ -31,17 +31,17 @@ from real_tissue import on_real_tissue
 from subjects import ROOT, drawn_tumour, lite0
 
 from wsi_saliency import EvaluationSettings, Surrogate, load_classifier
-from wsi_saliency.evaluate import Subject
 from wsi_saliency.evaluation.candidates import candidates, comparable_layers
 from wsi_saliency.evaluation.contest import Contest, Outcome
 from wsi_saliency.evaluation.localisation import pixel_scores
 from wsi_saliency.evaluation.metrics import upsampled
-from wsi_saliency.evaluation.report import write_report
 from wsi_saliency.evaluation.results import Control, Evaluation, Example, MapKind, Scored
 from wsi_saliency.evaluation.statistics import Summary, paired, summary, verdict
 from wsi_saliency.models.classifier import Output, probabilities, standard_logits
+from wsi_saliency.report.writing import write_report
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.settings import METHODS, Attribution, Method
+from wsi_saliency.workflows.evaluate import Subject
 
 PAGE = ROOT / "docs/results-elsewhere.md"
 REAL = ROOT.parent / "shared/real"

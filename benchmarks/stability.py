@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wsi_saliency import EvaluationSettings, RunSettings, explain_slide, open_slide
-from wsi_saliency.evaluate import Subject
 from wsi_saliency.evaluation.candidates import Candidate
 from wsi_saliency.evaluation.results import MapKind
 from wsi_saliency.evaluation.stability import GridStability, PatchMaps
-from wsi_saliency.plan import canvas_for, wanted_mpp
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.workflows.evaluate import Subject
+from wsi_saliency.workflows.plan import canvas_for, wanted_mpp
 
 UNTRAINED = [method for method in METHODS if not SMOOTHING[method].imitates]
 

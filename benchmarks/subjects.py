@@ -18,7 +18,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "sample_data")]
 
 from make_sample import TUMOUR_NUCLEUS, draw_scene  # noqa: E402
 
-from tests.pretrained import efficientnet_lite0, random_crops  # noqa: E402
+from tests.helpers.pretrained import efficientnet_lite0, random_crops  # noqa: E402
 from wsi_saliency import Surrogate, train_surrogate  # noqa: E402
 from wsi_saliency.models.classifier import Classifier  # noqa: E402
 

@@ -15,7 +15,7 @@ from train_demo import sample_patches
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.surrogate import Surrogate
 from wsi_saliency.saliency.surrogate_training import score_surrogate, train_surrogate
-from wsi_saliency.training import PatchBatches, report
+from wsi_saliency.workflows.train import PatchBatches, report
 
 SURROGATE = Path(__file__).parents[1] / "wsi_saliency" / "models" / "demo_surrogate.safetensors"
 TRAIN_SEEDS, HELD_OUT_SEEDS, EVALUATION_SEEDS = range(3000, 3024), range(6000, 6004), range(6004, 6012)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import os
 import signal
 
 import torch
+from hypothesis import settings
 
 # Whoever starts the tests may ignore signals (nohup, a shell's background); the tests send them.
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):
@@ -12,3 +14,9 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
 
 # Networks in tests are small: threads would only wait for each other, and for whatever else is running.
 torch.set_num_threads(1)
+
+# The same examples each time, so that a change is judged by what it changes. HYPOTHESIS_PROFILE=search looks
+# for new ones; what it finds becomes an @example.
+settings.register_profile("same", derandomize=True)
+settings.register_profile("search", max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

@@ -15,24 +15,25 @@ import pytest
 from click.testing import CliRunner
 from torch import nn
 
-from tests.nets import spot_classifier
-from tests.slides_made import section, write_svs
-from wsi_saliency import evaluate, pipeline
+from tests.helpers.nets import spot_classifier
+from tests.helpers.paths import REAL_SLIDES, ROOT
+from tests.helpers.slides import section, write_svs
 from wsi_saliency.cli import cli
-from wsi_saliency.evaluation import report
 from wsi_saliency.evaluation.contest import Contest
 from wsi_saliency.evaluation_settings import MAX_STABILITY_MPX, SCORE_ON, SUBSTRATES, EvaluationSettings
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.models import loading
+from wsi_saliency.report import writing as report
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS, OME_ZARR_VERSIONS, PRECISIONS, RunSettings
+from wsi_saliency.workflows import evaluate
+from wsi_saliency.workflows import explain as pipeline
 
-SLIDES = Path(__file__).parents[2] / "shared" / "slides"
 COMMANDS = ["run", "inspect", "check-model", "train-surrogate", "evaluate"]
 HEAVY = ["torch", "timm", "numpy", "scipy", "matplotlib", "zarr", "tifffile", "openslide", "huggingface_hub"]
 PICTURE = section(288, 192, (48, 48, 160, 112))
 
-real = pytest.mark.skipif(not SLIDES.is_dir(), reason=f"no slides in {SLIDES}")
+real = pytest.mark.skipif(not REAL_SLIDES.is_dir(), reason=f"no slides in {REAL_SLIDES}")
 
 
 @pytest.fixture(autouse=True)
@@ -162,7 +163,7 @@ print(json.dumps([codes, [name for name in {HEAVY} if name in sys.modules]]))
 
 
 def test_the_program_runs_from_its_folder():
-    script = Path(__file__).parents[1] / "cli.py"
+    script = ROOT / "cli.py"
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
     assert all(command in done.stdout for command in COMMANDS)
@@ -391,7 +392,7 @@ def test_a_program_that_gets_a_signal_leaves_nothing(slide, tmp_path, arguments,
         cwd=tmp_path,
         stderr=subprocess.PIPE,
         text=True,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     try:
         while not (tmp_path / lock).exists() and program.poll() is None:
@@ -729,7 +730,7 @@ def test_annotation_classes_are_given_one_by_one(call, slide, tmp_path):
 
 @real
 def test_a_real_slide_with_the_demo_classifier(call, tmp_path):
-    slide = SLIDES / "cmu-1-small-region.svs"
+    slide = REAL_SLIDES / "cmu-1-small-region.svs"
     result = call("run", slide, "--model", "demo", "--overlap", "0", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert result.stderr.count("no medical meaning") == 1
@@ -744,7 +745,7 @@ def test_a_real_slide_with_the_demo_classifier(call, tmp_path):
 @real
 @pytest.mark.usefixtures("spots")
 def test_a_real_slide_without_mpp_stops_and_with_it_is_not_enlarged(call, tmp_path):
-    slide = SLIDES / "tumor_001aaf.tif"
+    slide = REAL_SLIDES / "tumor_001aaf.tif"
     assert "give it with --mpp" in only_line(call("run", slide))
     inspected = call("inspect", slide, "--mpp", "7.8", "--model", "spots")
     assert "µm/px is too coarse for a classifier of 0.5 µm/px" in inspected.stderr
@@ -755,7 +756,7 @@ def test_a_real_slide_without_mpp_stops_and_with_it_is_not_enlarged(call, tmp_pa
 @pytest.mark.usefixtures("spots")
 def test_a_real_slide_that_breaks_when_it_is_read(call, tmp_path):
     for command in ("run", "inspect"):
-        line = only_line(call(command, SLIDES / "unreadable.svs"))
+        line = only_line(call(command, REAL_SLIDES / "unreadable.svs"))
         assert "unreadable.svs: cannot read the region x=0, y=0, " in line
     assert left(tmp_path) == []
 
@@ -763,7 +764,7 @@ def test_a_real_slide_that_breaks_when_it_is_read(call, tmp_path):
 @real
 @pytest.mark.usefixtures("spots")
 def test_a_real_dicom_slide(call, tmp_path):
-    result = call("run", SLIDES / "jpeg.dicom", "--overlap", "0", "--device", "cpu")
+    result = call("run", REAL_SLIDES / "jpeg.dicom", "--overlap", "0", "--device", "cpu")
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "saliency" / "jpeg" / "run.json").read_text())
     assert record["slide"]["format"] == "dicom"
@@ -772,7 +773,7 @@ def test_a_real_dicom_slide(call, tmp_path):
 @real
 @pytest.mark.usefixtures("spots")
 def test_a_real_slide_that_is_cut_off(call, tmp_path):
-    whole = (SLIDES / "cmu-1-small-region.svs").read_bytes()
+    whole = (REAL_SLIDES / "cmu-1-small-region.svs").read_bytes()
     (tmp_path / "cut.svs").write_bytes(whole[: len(whole) * 6 // 10])
     assert "cut.svs" in only_line(call("run", "cut.svs"))
     assert left(tmp_path) == []

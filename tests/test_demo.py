@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from tests.helpers.paths import SAMPLE_DATA
 from wsi_saliency import RunSettings, explain_slide, open_slide
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.slides.tissue import tissue_mask
 
-SAMPLE = Path(__file__).parents[1] / "sample_data"
+SAMPLE = SAMPLE_DATA
 
 
 def nests_at(heatmap):

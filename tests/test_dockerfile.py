@@ -4,9 +4,8 @@ import json
 import re
 import shlex
 from fnmatch import fnmatch
-from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from tests.helpers.paths import ROOT
 
 
 def instructions():

@@ -5,15 +5,14 @@ from __future__ import annotations
 import ast
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 
 import wsi_saliency
+from tests.helpers.paths import ROOT
 from wsi_saliency.cli import cli
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 

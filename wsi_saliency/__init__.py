@@ -9,15 +9,11 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from wsi_saliency.evaluate import evaluate_slide as evaluate_slide
-    from wsi_saliency.evaluate import evaluate_slides as evaluate_slides
     from wsi_saliency.evaluation.causal import insertion_deletion as insertion_deletion
     from wsi_saliency.evaluation.metrics import total_variation as total_variation
     from wsi_saliency.evaluation.phase import phase_stability as phase_stability
     from wsi_saliency.evaluation_settings import EvaluationSettings as EvaluationSettings
     from wsi_saliency.models.loading import load_classifier as load_classifier
-    from wsi_saliency.pipeline import explain_slide as explain_slide
-    from wsi_saliency.pipeline import load_explainer as load_explainer
     from wsi_saliency.saliency.patches import PatchExplainer as PatchExplainer
     from wsi_saliency.saliency.patches import explain_patches as explain_patches
     from wsi_saliency.saliency.smoothing import smoothed as smoothed
@@ -25,20 +21,24 @@ if TYPE_CHECKING:
     from wsi_saliency.saliency.surrogate_training import train_surrogate as train_surrogate
     from wsi_saliency.settings import RunSettings as RunSettings
     from wsi_saliency.slides.slide import open_slide as open_slide
+    from wsi_saliency.workflows.evaluate import evaluate_slide as evaluate_slide
+    from wsi_saliency.workflows.evaluate import evaluate_slides as evaluate_slides
+    from wsi_saliency.workflows.explain import explain_slide as explain_slide
+    from wsi_saliency.workflows.explain import load_explainer as load_explainer
 
 _HOMES = {
     "EvaluationSettings": "evaluation_settings",
-    "evaluate_slide": "evaluate",
-    "evaluate_slides": "evaluate",
+    "evaluate_slide": "workflows.evaluate",
+    "evaluate_slides": "workflows.evaluate",
     "insertion_deletion": "evaluation.causal",
     "phase_stability": "evaluation.phase",
     "total_variation": "evaluation.metrics",
     "PatchExplainer": "saliency.patches",
     "RunSettings": "settings",
     "explain_patches": "saliency.patches",
-    "explain_slide": "pipeline",
+    "explain_slide": "workflows.explain",
     "load_classifier": "models.loading",
-    "load_explainer": "pipeline",
+    "load_explainer": "workflows.explain",
     "open_slide": "slides.slide",
     "smoothed": "saliency.smoothing",
     "train_surrogate": "saliency.surrogate_training",

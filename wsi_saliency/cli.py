@@ -297,7 +297,7 @@ def run(
     """
     _speak(quiet=quiet, verbose=verbose)
     settings = _settings(RunSettings, options)
-    from wsi_saliency.batch import explain_slides, find_slides
+    from wsi_saliency.workflows.batch import explain_slides, find_slides
 
     jobs = find_slides(slides)
     failures = []
@@ -323,7 +323,7 @@ def run(
 def inspect(slide: Path, model: str | None, **options: Any) -> None:
     """Say what a SLIDE is: format, size, levels, mpp and where it came from, tissue, patches of a run."""
     settings = _settings(RunSettings, options)
-    from wsi_saliency.description import describe_slide
+    from wsi_saliency.workflows.describe import describe_slide
 
     _print(describe_slide(slide, settings, model))
 
@@ -337,7 +337,7 @@ def inspect(slide: Path, model: str | None, **options: Any) -> None:
 def check_model(uri: str, **options: Any) -> None:
     """Say what a classifier is: architecture, input, mpp, classes, strided convolutions, layers, hash."""
     settings = _settings(RunSettings, options)
-    from wsi_saliency.description import describe_model
+    from wsi_saliency.workflows.describe import describe_model
 
     _print(describe_model(uri, settings))
 
@@ -431,8 +431,8 @@ def train_surrogate(slides: tuple[str, ...], out: Path, quiet: bool, **options: 
     """
     _speak(quiet=quiet)
     settings = _settings(TrainingSettings, options)
-    from wsi_saliency.batch import find_slides
-    from wsi_saliency.training import checkpoint_of, report, train_surrogate_on_slides
+    from wsi_saliency.workflows.batch import find_slides
+    from wsi_saliency.workflows.train import checkpoint_of, report, train_surrogate_on_slides
 
     paths = [job.slide for job in find_slides(slides)]
     try:
@@ -624,9 +624,9 @@ def evaluate(slides: tuple[str, ...], out: Path, overwrite: bool, quiet: bool, *
     """
     _speak(quiet=quiet)
     settings = _settings(EvaluationSettings, options)
-    from wsi_saliency.batch import find_slides
-    from wsi_saliency.evaluate import evaluate_slides
-    from wsi_saliency.evaluation.report import findings
+    from wsi_saliency.report.writing import findings
+    from wsi_saliency.workflows.batch import find_slides
+    from wsi_saliency.workflows.evaluate import evaluate_slides
 
     paths = [job.slide for job in find_slides(slides)]
     evaluation = evaluate_slides(paths, out, settings, overwrite=overwrite, progress=not quiet)

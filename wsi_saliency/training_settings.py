@@ -21,7 +21,7 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Everything that decides what `wsi_saliency.training.train_surrogate_on_slides` does.
+    """Everything that decides what `wsi_saliency.workflows.train.train_surrogate_on_slides` does.
 
     Parameters
     ----------

@@ -6,11 +6,11 @@ import stat
 from typing import TYPE_CHECKING, NamedTuple
 
 from wsi_saliency.errors import SlideError
-from wsi_saliency.slides.directories import check_directories, is_tiff
-from wsi_saliency.slides.openslide import OpenSlideRefusal, OpenSlideSlide, detect_format
-from wsi_saliency.slides.stored import table_faults
-from wsi_saliency.slides.tiff import TiffSlide
-from wsi_saliency.slides.tiff_pages import level_pages, open_tiff, pages_of
+from wsi_saliency.slides.readers.directories import check_directories, is_tiff
+from wsi_saliency.slides.readers.openslide import OpenSlideRefusal, OpenSlideSlide, detect_format
+from wsi_saliency.slides.readers.stored import table_faults
+from wsi_saliency.slides.readers.tiff import TiffSlide
+from wsi_saliency.slides.readers.tiff_pages import level_pages, open_tiff, pages_of
 
 if TYPE_CHECKING:
     from pathlib import Path

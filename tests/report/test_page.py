@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from dataclasses import replace
+from functools import partial
+from html.parser import HTMLParser
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from tests.helpers.evaluations import ATTRIBUTIONS, LAYERS, METHODS, Shape, made_evaluation
+from wsi_saliency.evaluation.comparison import compare
+from wsi_saliency.report.markup import Cell, Column, Row, table, text
+from wsi_saliency.report.writing import write_report
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+HOSTILE = "</script><img src=x onerror=alert(1)>&\"'\x01\udcff.svs"
+SHAPE = Shape(METHODS[:3], ATTRIBUTIONS[:2], LAYERS[2:4], patches=20, extras=True, examples=2, slide=HOSTILE)
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+VOID = {"meta", "img", "input", "br", "hr", "link"}
+
+# Runs before anything else of the page, and collects all that goes wrong.
+WATCH = """<script>
+window.failures = [];
+addEventListener("error", (event) => failures.push(String(event.message || event.target.outerHTML)), true);
+addEventListener("securitypolicyviolation", (event) => failures.push(event.violatedDirective));
+for (const level of ["error", "warn"]) console[level] = (...words) => failures.push(words.join(" "));
+window.alert = () => failures.push("alert");
+</script>"""
+
+# Clicks headers as a reader would, and writes down what comes of it.
+ACT = """<script>
+addEventListener("load", () => {
+  const rows = () => [...document.querySelectorAll("#scores-rows tbody tr")];
+  const header = (i) => document.querySelector(`#scores-rows th[data-column="${i}"]`);
+  const found = { first: rows().map((row) => row.dataset.names), sorted: {} };
+  for (const column of [0, 3, 4, 5, 7, 9, 11]) {
+    found.sorted[column] = ["ascending", "descending"].map(() => {
+      header(column).querySelector("button").click();
+      const order = rows().map((row) => [row.cells[column].dataset.value, row.dataset.names]);
+      return { order, aria: header(column).getAttribute("aria-sort") };
+    });
+  }
+  found.arrows = document.querySelectorAll("#scores-rows th[aria-sort]").length;
+  const input = document.querySelector(".filter input");
+  input.value = "Forward LAYER1";
+  input.dispatchEvent(new Event("input"));
+  found.filtered = rows().filter((row) => row.getClientRects().length).map((row) => row.dataset.names);
+  found.shown = document.getElementById("shown").textContent;
+  found.images = [...document.images].map((image) => image.naturalWidth);
+  found.tables = [...document.querySelectorAll("table")].map((table) => table.rows.length);
+  found.failures = failures;
+  const outcome = document.body.appendChild(document.createElement("pre"));
+  outcome.id = "outcome";
+  outcome.textContent = JSON.stringify(found);
+});
+</script>"""
+
+
+WIDTHS = (1280, 1024, 768, 600, 400)
+
+# Shows the page at each width, and writes down how wide it has become.
+MEASURE = """<!DOCTYPE html><body><script>
+const page = PAGE, found = {};
+for (const width of WIDTHS) {
+  const frame = document.createElement("iframe");
+  frame.style.cssText = `width: ${width}px; height: 900px; border: 0`;
+  frame.srcdoc = page;
+  frame.onload = () => {
+    const root = frame.contentDocument.documentElement;
+    const boxes = [...root.querySelectorAll(".scroll, .picture")];
+    const stiff = boxes.filter((box) => getComputedStyle(box).overflowX !== "auto").length;
+    found[width] = { scroll: root.scrollWidth, client: root.clientWidth, boxes: boxes.length, stiff };
+    if (Object.keys(found).length < WIDTHS.length) return;
+    const outcome = document.body.appendChild(document.createElement("pre"));
+    outcome.id = "outcome";
+    outcome.textContent = JSON.stringify(found);
+  };
+  document.body.append(frame);
+}
+</script>"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report")
+    evaluation = made_evaluation(SHAPE)
+    model = {"uri": "<b>timm:resnet18</b>" + 150 * "x", "classes": ["a & b"]}
+    write_report(replace(evaluation, facts=evaluation.facts | {"model": model}), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> str:
+    return (folder / "index.html").read_text("utf-8")
+
+
+def browsed(page: str, path: Path) -> dict[str, Any]:
+    """Open a page in a browser, and return what its script has written down."""
+    if BROWSER is None:
+        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
+    (path / "index.html").write_text(page, "utf-8")
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={path / 'profile'}"]
+    command += ["--virtual-time-budget=5000", "--dump-dom", (path / "index.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout.decode("utf-8"), re.DOTALL)
+    assert found, "the page's scripts did not run to their end"
+    return json.loads(html.unescape(found[1]))
+
+
+@pytest.fixture(scope="module")
+def outcome(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a browser made of the page."""
+    watched = page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{ACT}</body>", 1)
+    return browsed(watched, tmp_path_factory.mktemp("browser"))
+
+
+class Structure(HTMLParser):
+    """Follows tags: all closed in order; collects ids, references and addresses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.references: set[str] = set()
+        self.addresses: set[str] = set()
+        self.tags: Counter[str] = Counter()
+        self.words: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.open += [tag] * (tag not in VOID)
+        values = {name: value or "" for name, value in attrs}
+        self.ids += [values["id"]] if "id" in values else []
+        self.references |= {values[n] for n in ("for", "aria-controls", "aria-labelledby") if n in values}
+        self.addresses |= {values[n] for n in ("src", "href", "srcset", "action", "data") if n in values}
+        assert not any(name.startswith("on") for name in values)
+        assert tag != "img" or values["alt"]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def structure(page: str) -> Structure:
+    parser = Structure()
+    parser.feed(page)
+    parser.close()
+    return parser
+
+
+def test_the_markup_is_sound(structure: Structure) -> None:
+    assert not structure.open
+    assert max(Counter(structure.ids).values()) == 1
+    assert structure.references <= set(structure.ids)
+    assert structure.tags["h1"] == structure.tags["main"] == structure.tags["title"] == 1
+
+
+def test_nothing_is_fetched(page: str, structure: Structure) -> None:
+    outside = {address for address in structure.addresses if not address.startswith(("data:image/png", "#"))}
+    assert not outside
+    assert {a[1:] for a in structure.addresses if a.startswith("#")} <= set(structure.ids)
+    assert "http://" not in page
+    assert "https://" not in page
+    assert "@import" not in page
+    assert "default-src 'none'" in page
+
+
+def test_names_cannot_become_markup(page: str, structure: Structure) -> None:
+    assert structure.tags["script"] == 1
+    assert structure.tags["b"] == 0
+    assert structure.tags["img"] == 7
+    assert page.count("</script>") == 1
+    said = "".join(structure.words)
+    assert "</script><img src=x onerror=alert(1)>&\"'\ufffd\ufffd.svs" in said
+    assert "<b>timm:resnet18</b>" in said
+
+
+def test_the_page_says_what_it_shows(page: str, folder: Path, structure: Structure) -> None:
+    said = "".join(structure.words)
+    for sentence in json.loads((folder / "metrics.json").read_text("utf-8"))["findings"]:
+        assert " ".join(sentence.split()) in " ".join(said.split())
+    for word in (
+        "Insertion (higher is better)",
+        "Deletion (lower is better)",
+        "Controls",
+        "Phase stability",
+        "seconds.total",
+    ):
+        assert word in said
+    assert len(page) < 4_000_000
+
+
+def test_the_page_renders(outcome: dict[str, Any]) -> None:
+    assert outcome["failures"] == []
+    assert len(outcome["images"]) == 7
+    assert min(outcome["images"]) > 300
+    assert outcome["tables"][0] == 2 + len(made_evaluation(SHAPE).scored)
+    assert min(outcome["tables"]) > 1
+
+
+def test_the_page_does_not_scroll_sideways(page: str, tmp_path: Path) -> None:
+    script = MEASURE.replace("PAGE", json.dumps(page).replace("</", "<\\/")).replace("WIDTHS", str([*WIDTHS]))
+    found = browsed(script, tmp_path)
+    assert sorted(map(int, found)) == sorted(WIDTHS)
+    for width, measured in found.items():
+        assert measured["client"] > int(width) - 30
+        assert measured["scroll"] <= measured["client"]
+        assert measured["boxes"] > 6
+        assert measured["stiff"] == 0  # what is too wide scrolls in its own box
+
+
+def test_the_best_insertion_comes_first(outcome: dict[str, Any]) -> None:
+    compared = compare(made_evaluation(SHAPE))
+    expected = sorted(compared, key=lambda c: -c.scores["insertion"].mean)
+    assert outcome["first"] == [c.kind.label for c in expected]
+
+
+@pytest.mark.parametrize("column", [0, 3, 4, 5, 7, 9, 11])
+def test_headers_sort(outcome: dict[str, Any], column: int) -> None:
+    for direction, found in zip(("ascending", "descending"), outcome["sorted"][str(column)], strict=True):
+        assert found["aria"] == direction
+        values = [value for value, _ in found["order"]]
+        known = [value for value in values if value != ""]
+        # What is not there stays at the end, whichever way.
+        assert values[: len(known)] == known
+        key = float if column else str
+        assert known == sorted(known, key=key, reverse=direction == "descending")
+    assert outcome["arrows"] == 1
+
+
+def test_sorting_takes_whole_rows_along(outcome: dict[str, Any]) -> None:
+    compared = [c for c in compare(made_evaluation(SHAPE)) if "none" in c.against]
+    for column, metric in (("9", "insertion"), ("11", "phase_stability")):
+        expected = {c.kind.label: c.against["none"][metric].summary.mean for c in compared}
+        ascending = outcome["sorted"][column][0]["order"]
+        assert {name: float(value) for value, name in ascending if value} == expected
+    assert len(ascending) == len(made_evaluation(SHAPE).scored)
+
+
+def test_rows_are_found_by_words(outcome: dict[str, Any]) -> None:
+    labels = [s.kind.label for s in made_evaluation(SHAPE).scored]
+    expected = {label for label in labels if "forward" in label and "layer1" in label}
+    assert set(outcome["filtered"]) == expected
+    assert outcome["shown"] == f"{len(expected)} of {len(labels)} rows"
+
+
+def test_cells_sort_by_their_value_and_nan_has_none() -> None:
+    columns = [Column("a & b"), Column("n", numeric=True, first=True)]
+    shown = table("t", columns, [Row([Cell("<i>x</i>", "x"), Cell("–", np.nan, "worse")], names='"<')])
+    assert '<th scope="row" data-value="x"><i>x</i></th>' in shown
+    assert '<td class="number first worse" data-value="">–</td>' in shown
+    assert "a &amp; b</button>" in shown
+    assert 'data-names="&quot;&lt;"' in shown
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("<a b='c'>", "&lt;a b=&#x27;c&#x27;&gt;"),
+        ("\x00\udfff\x1b", "\ufffd" * 3),
+        (0.5, "0.5"),
+        ("a\tb", "a\tb"),
+    ],
+)
+def test_any_text_is_escaped(value: object, expected: str) -> None:
+    assert text(value) == expected
+
+
+def test_an_evaluation_without_extras_has_no_empty_sections(tmp_path: Path) -> None:
+    bare = replace(made_evaluation(), examples=[], prediction_difference={}, facts={})
+    assert not bare.phase
+    write_report(bare, tmp_path)
+    shown = (tmp_path / "index.html").read_text("utf-8")
+    present = partial(re.search, string=shown)
+    assert not present(">Further tables<")
+    assert not present(">Examples<")
+    assert present(">All scores<")
+    assert not present(">Phase stability<")  # a column
+    assert present(">Insertion − deletion<")

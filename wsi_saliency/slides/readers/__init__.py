@@ -1,0 +1,1 @@
+"""One file a library that reads slides, and what they share."""
