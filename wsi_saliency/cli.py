@@ -297,17 +297,18 @@ def run(
     """
     _speak(quiet=quiet, verbose=verbose)
     settings = _settings(RunSettings, options)
-    from wsi_saliency.workflows.batch import explain_slides, find_slides
+    from wsi_saliency.workflows.batch import explain_slides
+    from wsi_saliency.workflows.discovery import find_slides
 
     jobs = find_slides(slides)
     failures = []
-    for job, result in explain_slides(jobs, out, settings, overwrite=overwrite, progress=not quiet):
-        if isinstance(result, str):
-            failures.append(result)
+    for outcome in explain_slides(jobs, out, settings, overwrite=overwrite, progress=not quiet):
+        if outcome.failure is not None:
+            failures.append(outcome.failure)
             if len(jobs) > 1:
-                _echo(f"failed: {result}", err=True)
+                _echo(f"failed: {outcome.failure}", err=True)
         elif not quiet:
-            _echo(_summary(job.slide, result))
+            _echo(_summary(outcome.job.slide, outcome.result))
     if failures:
         _report(failures, len(jobs))
         raise click.exceptions.Exit(SOME_FAILED)
@@ -431,7 +432,7 @@ def train_surrogate(slides: tuple[str, ...], out: Path, quiet: bool, **options: 
     """
     _speak(quiet=quiet)
     settings = _settings(TrainingSettings, options)
-    from wsi_saliency.workflows.batch import find_slides
+    from wsi_saliency.workflows.discovery import find_slides
     from wsi_saliency.workflows.train import checkpoint_of, report, train_surrogate_on_slides
 
     paths = [job.slide for job in find_slides(slides)]
@@ -625,7 +626,7 @@ def evaluate(slides: tuple[str, ...], out: Path, overwrite: bool, quiet: bool, *
     _speak(quiet=quiet)
     settings = _settings(EvaluationSettings, options)
     from wsi_saliency.report.writing import findings
-    from wsi_saliency.workflows.batch import find_slides
+    from wsi_saliency.workflows.discovery import find_slides
     from wsi_saliency.workflows.evaluate import evaluate_slides
 
     paths = [job.slide for job in find_slides(slides)]

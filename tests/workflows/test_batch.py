@@ -1,201 +1,16 @@
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from tests.helpers.slides import section, write_svs
 from wsi_saliency.errors import ModelError, OutputError, SlideError
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.workflows import batch
-from wsi_saliency.workflows.batch import Job, explain_slides, find_slides
-
-GROWING = ".a.0123abcd.growing"  # what a run that was killed leaves beside the folder `a`
-
-
-@pytest.fixture
-def tree(tmp_path, monkeypatch):
-    """Make files from their relative paths; the working folder is theirs."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(*names):
-        for name in names:
-            path = tmp_path / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch()
-
-    return make
-
-
-def found(*inputs):
-    return {str(job.slide): str(job.name) for job in find_slides(inputs)}
-
-
-# ------------------------------------------------------------------------------------------- searching
-
-
-def test_a_file_is_taken_as_it_is_even_if_it_is_not_there():
-    assert found("a/b/slide.svs") == {"a/b/slide.svs": "slide"}
-    assert found("slide.of.many.dots.svs") == {"slide.of.many.dots.svs": "slide.of.many.dots"}
-
-
-def test_a_folder_is_searched_below_and_relative_paths_are_kept(tree):
-    tree("s/b.SVS", "s/a.ndpi", "s/x/y/c.tiff", "s/notes.txt", "s/.hidden.svs", "s/a.geojson", "other/d.svs")
-    assert found("s") == {"s/a.ndpi": "a", "s/b.SVS": "b", "s/x/y/c.tiff": "x/y/c"}
-    assert list(found("s")) == sorted(found("s"))
-
-
-def test_a_pattern_keeps_the_path_behind_its_fixed_part(tree):
-    tree("s/p1/slide.svs", "s/p2/slide.svs", "s/p2/other.tif")
-    assert found("s/*/slide.svs") == {"s/p1/slide.svs": "p1/slide", "s/p2/slide.svs": "p2/slide"}
-    assert found("s/**/*.tif") == {"s/p2/other.tif": "p2/other"}
-    assert found("s/p*") == found("s")
-
-
-def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tree):
-    tree("slide[1].svs", "slide1.svs")
-    assert found("slide[1].svs") == {"slide[1].svs": "slide[1]"}
-
-
-def test_each_slide_is_found_once(tree):
-    tree("s/a.svs", "s/b.svs")
-    assert found("s/b.svs", "s", "./s/a.svs") == {"s/b.svs": "b", "s/a.svs": "a"}
-    assert found("s", "?/*.svs", "s/b.svs") == {"s/a.svs": "a", "s/b.svs": "b"}
-
-
-def test_slides_that_differ_in_suffix_only_keep_it(tree):
-    tree("s/a.svs", "s/a.tif", "s/b.svs", "s/x/a.svs")
-    assert found("s") == {"s/a.svs": "a_svs", "s/a.tif": "a_tif", "s/b.svs": "b", "s/x/a.svs": "x/a"}
-
-
-def test_results_never_share_a_folder(tree):
-    tree("p/slide.svs", "q/slide.svs")
-    with pytest.raises(SlideError, match=r"p/slide.svs and q/slide.svs would both be written to slide_svs; "):
-        find_slides(["p/slide.svs", "q/slide.svs"])
-    assert set(found(".").values()) == {"p/slide", "q/slide"}
-
-
-def test_no_result_lies_in_that_of_another_slide(tree):
-    tree("s/a.svs", "s/a/b.svs", "s/a/b/c.svs")
-    assert found("s") == {"s/a.svs": "a_svs", "s/a/b.svs": "a/b_svs", "s/a/b/c.svs": "a/b/c"}
-    tree("s/a_svs/d.svs")
-    with pytest.raises(SlideError, match=r"a\.svs would both be written to a_svs; "):
-        find_slides(["s"])
-
-
-def test_a_slide_whose_name_is_mostly_dots_keeps_its_suffix(tree):
-    assert found("..svs", "....svs", "a/..tif") == {
-        "..svs": "__svs",
-        "....svs": "____svs",
-        "a/..tif": "__tif",
-    }
-
-
-def test_a_pattern_cannot_climb_out_of_its_folder(tree):
-    tree("in/a/x.svs", "b/y.svs")
-    for pattern in ("in/*/../../*/*.svs", "in/*/..", "*/../b/*.svs"):
-        with pytest.raises(SlideError, match=r"'\.\.' cannot stand behind a wildcard"):
-            find_slides([pattern])
-    assert found("in/../*/y.svs") == {"in/../b/y.svs": "b/y"}
-
-
-@pytest.mark.parametrize("text", ["", " "])
-def test_an_empty_name_is_no_folder(tree, text):
-    tree("a.svs")
-    with pytest.raises(SlideError, match="names no slide"):
-        find_slides([text])
-    assert set(found(".")) == {"a.svs"}
-
-
-PARTS = [
-    "..",
-    ".",
-    "*",
-    "**",
-    "?",
-    "[a]",
-    "a",
-    "a.svs",
-    "a.tif",
-    "..svs",
-    "....svs",
-    "*.svs",
-    "~",
-    "\n\x1b.svs",
-    " ",
-]
-HOSTILE = st.lists(st.sampled_from(PARTS), min_size=1, max_size=5).map("/".join)
-
-
-@given(st.lists(HOSTILE, min_size=1, max_size=4))
-@example(["a/a.svs", "*/../../*.svs"])
-@example(["a.svs", "a/a.svs"])
-@example(["a/....svs"])
-@example([".", "**"])
-@settings(max_examples=50, deadline=None)
-def test_results_never_lie_outside_of_the_output_folder(names):
-    """Nor at it, nor in that of another slide; whatever files there are, and whatever is asked for."""
-    with TemporaryDirectory() as folder:
-        root = Path(folder, "1", "2", "3", "4", "in")
-        for name in (*names, *(f"{'../' * up}x.svs" for up in range(5))):
-            path = Path(os.path.normpath(root / name))
-            if Path(folder) in path.parents and not path.is_dir():
-                with suppress(OSError):  # a file is in the way
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.touch()
-        for wanted in ([root], *([f"{root}/{name}"] for name in names)):
-            with suppress(SlideError):
-                results = [Path(os.path.normpath(f"/out/{job.name}")) for job in find_slides(wanted)]
-                assert all(Path("/out") in result.parents for result in results)
-                assert not any(one in other.parents for one in results for other in results)
-
-
-def test_our_own_outputs_are_no_slides(tree):
-    tree(
-        "s/a.svs",
-        "s/a/saliency.ome.tif",
-        "s/a/run.json",
-        "s/.a.lock",
-        f"s/{GROWING}/new/saliency.ome.tif",
-        f"s/{GROWING}/old/saliency.ome.tif",
-        "s/theirs/saliency.ome.tif",
-        "s/b.partial/c.svs",
-        "s/c.ome.tif",
-    )
-    theirs = {"s/b.partial/c.svs", "s/theirs/saliency.ome.tif"}
-    assert set(found("s")) == {"s/a.svs", "s/c.ome.tif", *theirs}
-    assert set(found("s/*/*.*")) == {*theirs, "s/a/run.json"} - {"s/a/saliency.ome.tif"}
-    with pytest.raises(SlideError, match="no slides match"):
-        found("s/.*/*/*.tif")
-
-
-def test_a_folder_of_slides_may_have_any_name_itself(tree):
-    tree(f"{GROWING}/a.svs")
-    assert set(found(GROWING)) == {f"{GROWING}/a.svs"}
-
-
-def test_one_dicom_file_stands_for_all_in_its_folder(tree):
-    tree("s/one/1.dcm", "s/one/2.dcm", "s/two/3.dcm", "s/two/a.svs", "s/two/0.DICOM")
-    assert found("s") == {"s/one/1.dcm": "one/1", "s/two/0.DICOM": "two/0", "s/two/a.svs": "two/a"}
-    assert set(found("s/one/*")) == {"s/one/1.dcm"}
-
-
-@pytest.mark.parametrize(
-    ("text", "message"), [("empty", "empty: no slides in this folder"), ("*.svs", "no slides match this")]
-)
-def test_nothing_found_is_an_error(tree, text, message):
-    tree("empty/notes.txt")
-    with pytest.raises(SlideError, match=message):
-        find_slides([text])
-
-
-# ---------------------------------------------------------------------------------------------- running
+from wsi_saliency.workflows.batch import Outcome, explain_slides
+from wsi_saliency.workflows.discovery import Job
 
 
 @pytest.fixture
@@ -231,19 +46,17 @@ def ran(tmp_path, monkeypatch):
 
 def test_a_failing_slide_does_not_stop_the_others(ran):
     outcomes, calls = ran(SlideError("b.svs: bad tile"))
-    assert [job.slide.stem for job, _ in outcomes] == ["a", "b", "c"]
-    assert [getattr(result, "folder", result) for _, result in outcomes] == [
-        Path("out/a"),
-        "b.svs: bad tile",
-        Path("out/c"),
-    ]
+    assert [outcome.job.slide.stem for outcome in outcomes] == ["a", "b", "c"]
+    assert [outcome.failure for outcome in outcomes] == [None, "b.svs: bad tile", None]
+    assert [outcome.result.folder for outcome in outcomes[::2]] == [Path("out/a"), Path("out/c")]
+    assert outcomes[1].result is None
     assert calls[0] == "loaded"
     assert [call[2] for call in calls[1:]] == ["explainer"] * 3
 
 
 def test_an_unexpected_error_is_named_with_its_slide_in_one_line(ran):
     outcomes, _ = ran(IndexError("out of\nrange"))
-    assert outcomes[1][1] == "b.svs: unexpected IndexError: out of range (run with -v for the traceback)"
+    assert outcomes[1].failure == "b.svs: unexpected IndexError: out of range (run with -v for the traceback)"
     assert len(outcomes) == 3
 
 
@@ -256,20 +69,20 @@ def test_a_missing_file_is_told_before_a_classifier_is_loaded(tmp_path, monkeypa
     monkeypatch.setattr(batch, "load_explainer", lambda settings: pytest.fail("loaded"))
     jobs = [Job(tmp_path / "none.svs", Path("none"))]
     outcomes = list(explain_slides(jobs, tmp_path / "out", RunSettings()))
-    assert outcomes == [(jobs[0], f"{tmp_path / 'none.svs'}: no such file")]
+    assert outcomes == [Outcome(jobs[0], failure=f"{tmp_path / 'none.svs'}: no such file")]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_the_classifier_is_loaded_for_the_first_slide_that_opens(ran):
     outcomes, calls = ran(bad="ab")
-    failures = [result for _, result in outcomes[:2]]
+    failures = [outcome.failure for outcome in outcomes[:2]]
     assert failures == ["a.svs: the file is empty", "b.svs: the file is empty"]
     assert [call if call == "loaded" else call[0].stem for call in calls] == ["loaded", "c"]
 
 
 def test_without_a_slide_that_opens_no_classifier_is_loaded(ran):
     outcomes, calls = ran(bad="abc", no_classifier=ModelError("no weights"))
-    assert [result for _, result in outcomes] == [f"{name}.svs: the file is empty" for name in "abc"]
+    assert [outcome.failure for outcome in outcomes] == [f"{name}.svs: the file is empty" for name in "abc"]
     assert calls == []
 
 
@@ -277,7 +90,7 @@ def test_without_a_place_for_results_no_classifier_is_loaded(ran, tmp_path):
     (tmp_path / "out" / "a").mkdir(parents=True)
     (tmp_path / "out" / "a" / "mine.txt").touch()
     outcomes, calls = ran(names="a")
-    assert "out/a: exists and is not a result of this program" in outcomes[0][1]
+    assert "out/a: exists and is not a result of this program" in outcomes[0].failure
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match=r"^file: cannot be written \(it is a file, not a folder\); .* -o"):
         ran(names="a", out="file/below")

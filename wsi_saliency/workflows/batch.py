@@ -1,147 +1,52 @@
-"""Many slides: finding them, doing them one after another, and going on past bad ones."""
+"""Many slides: doing them one after another, and going on past bad ones."""
 
 from __future__ import annotations
 
-import glob
 import logging
-from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from wsi_saliency.errors import SlideError, WsiSaliencyError
-from wsi_saliency.files import check_folder, is_working_folder
-from wsi_saliency.slides.slide import is_slide_name
-from wsi_saliency.workflows.explain import TIFF, Result, check_job, explain_slide, load_explainer
-from wsi_saliency.workflows.record import RUN_JSON
+from wsi_saliency.errors import WsiSaliencyError
+from wsi_saliency.files import check_folder
+from wsi_saliency.workflows.explain import Result, check_job, explain_slide, load_explainer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.discovery import Job
 
 log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
-
 
 @dataclass(frozen=True)
-class Job:
-    """A slide and the folder, below the output folder, where its results go."""
+class Outcome:
+    """What became of a job.
 
-    slide: Path
-    name: Path
-
-
-def find_slides(inputs: Iterable[str | Path]) -> list[Job]:
-    """Find the slides that files, folders and glob patterns name, in a stable order, each once.
-
-    A folder is searched with all folders below it. What this program has written there is left out, and of
-    the ``.dcm`` files in one folder, which are parts of one slide, the first stands for all. Results keep the
-    slides' paths below that folder, or below the part of a pattern before its first wildcard; they never lie
-    above. Slides that differ in their suffix only keep it in the name of their results, and so does one whose
-    results would hold those of others.
-
-    Raises
-    ------
-    SlideError
-        If a folder or a pattern has no slides, or the results of two slides would share a folder.
+    Parameters
+    ----------
+    job
+        The slide, and where its results were to go.
+    result
+        What was written or kept; None if the slide failed.
+    failure
+        Why it failed, in one line that names the slide; None if it did not.
     """
-    found: dict[Path, tuple[Path, Path]] = {}
-    for slide, name in chain.from_iterable(_expand(text) for text in inputs):
-        found.setdefault(slide.resolve(), (slide, name))
-    stems = Counter(_stem(name) for _, name in found.values())
-    above = {folder for stem in stems for folder in stem.parents}
-    jobs: dict[Path, Job] = {}
-    for slide, name in found.values():
-        stem = _stem(name)
-        job = Job(slide, stem if stems[stem] == 1 and stem not in above else _whole(name))
-        if job.name in jobs or job.name in above:
-            others = jobs[job.name].slide if job.name in jobs else "slides in a folder of that name"
-            raise SlideError(
-                f"{others} and {slide} would both be written to {job.name}; name the folder "
-                "above both, or run them apart with another -o"
-            )
-        jobs[job.name] = job
-    return list(jobs.values())
 
-
-def _stem(name: Path) -> Path:
-    """Leave out a slide's suffix, unless only dots would be left, which name other folders."""
-    return name.with_name(name.stem) if name.stem.strip(".") else _whole(name)
-
-
-def _whole(name: Path) -> Path:
-    return name.with_name(name.name.replace(".", "_"))
-
-
-def _expand(text: str | Path) -> Iterator[tuple[Path, Path]]:
-    """Yield slides with the path that their results keep."""
-    path = Path(text)
-    if not str(text).strip():
-        raise SlideError(f"{str(text)!r} names no slide; name a slide, a folder with slides or a pattern")
-    if path.is_dir():
-        root, slides = path, _slides_below(path)
-        missing = "no slides in this folder; name a slide, a folder with slides or a pattern"
-    elif glob.has_magic(str(path)) and not path.exists():
-        root = _fixed_part(path)
-        if ".." in path.relative_to(root).parts:
-            raise SlideError(f"{path}: '..' cannot stand behind a wildcard; name that folder itself")
-        slides, missing = _matches(path, root), "no slides match this pattern"
-    else:
-        root, slides, missing = path.parent, [path], ""
-    if not slides:
-        raise SlideError(f"{path}: {missing}")
-    yield from ((slide, slide.relative_to(root)) for slide in slides)
-
-
-def _matches(pattern: Path, root: Path) -> list[Path]:
-    """Files that match a pattern, and the slides in folders that do.
-
-    ``file/**`` matches the file itself, which does not lie below its own path, and is left out.
-    """
-    matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
-    paths = [path for path in matches if path != root or path.is_dir()]
-    in_folders = [slide for path in paths if path.is_dir() for slide in _slides_below(path)]
-    return _selected([*(path for path in paths if path.is_file()), *in_folders], root)
-
-
-def _slides_below(folder: Path) -> list[Path]:
-    return _selected(sorted(p for p in folder.rglob("*") if is_slide_name(p) and p.is_file()), folder)
-
-
-def _selected(files: Iterable[Path], root: Path) -> list[Path]:
-    """Leave out our own outputs and all DICOM files of a folder but the first.
-
-    OpenSlide finds the other levels of a DICOM slide from any of its files.
-    """
-    selected: dict[Path, Path] = {}
-    for file in files:
-        if not _is_own_output(file, root):
-            selected.setdefault(file.parent if file.suffix.lower() in DICOM_SUFFIXES else file, file)
-    return list(selected.values())
-
-
-def _is_own_output(file: Path, root: Path) -> bool:
-    """Whether a file found below ``root`` belongs to a result of this program, finished or not."""
-    growing = any(is_working_folder(folder) for folder in file.relative_to(root).parents)
-    return growing or (file.name == TIFF and (file.parent / RUN_JSON).exists())
-
-
-def _fixed_part(pattern: Path) -> Path:
-    """Return the folder before the first wildcard."""
-    return Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts))
+    job: Job
+    result: Result | None = None
+    failure: str | None = None
 
 
 def explain_slides(
     jobs: Sequence[Job], out: Path, settings: RunSettings, *, overwrite: bool = False, progress: bool = False
-) -> Iterator[tuple[Job, Result | str]]:
-    """Explain slides one after another; yield each with its result, or with what went wrong in one line.
+) -> Iterator[Outcome]:
+    """Explain slides one after another, and yield the outcome of each when it is there.
 
     The classifier is loaded when there is a slide that can be opened, and a place for its results.
 
@@ -155,21 +60,23 @@ def explain_slides(
     for job in jobs:
         folder = out / job.name
         if explainer is None or not job.slide.exists():
-            if failure := _attempt(job, partial(check_job, job.slide, folder, settings, overwrite=overwrite)):
-                yield job, failure
+            check = partial(check_job, job.slide, folder, settings, overwrite=overwrite)
+            _, failure = _attempt(job, check)
+            if failure is not None:
+                yield Outcome(job, failure=failure)
                 continue
             explainer = explainer or load_explainer(settings)
         explain = partial(explain_slide, job.slide, folder, settings, explainer=explainer)
-        yield job, _attempt(job, partial(explain, overwrite=overwrite, progress=progress))
+        yield Outcome(job, *_attempt(job, partial(explain, overwrite=overwrite, progress=progress)))
 
 
-def _attempt(job: Job, work: Callable[[], _T]) -> _T | str:
-    """Do something for a slide; if it fails, say why in one line."""
+def _attempt(job: Job, work: Callable[[], _T]) -> tuple[_T | None, str | None]:
+    """Do something for a slide; return what it gives or, if it fails, why in one line."""
     try:
-        return work()
+        return work(), None
     except WsiSaliencyError as e:
-        return str(e)
+        return None, str(e)
     except Exception as e:
         log.debug("%s", job.slide, exc_info=True)
         reason = " ".join(f"{type(e).__name__}: {e}".split())
-        return f"{job.slide}: unexpected {reason} (run with -v for the traceback)"
+        return None, f"{job.slide}: unexpected {reason} (run with -v for the traceback)"

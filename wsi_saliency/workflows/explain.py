@@ -33,7 +33,11 @@ from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.workflows.plan import Plan, plan_slide, with_drift
 from wsi_saliency.workflows.record import (
+    OVERVIEW,
     RUN_JSON,
+    TIFF,
+    TILES,
+    ZARR,
     Stopwatch,
     differences,
     read_record,
@@ -53,8 +57,6 @@ if TYPE_CHECKING:
     _WriteRows = Callable[[int, NDArray[np.float32]], None]
 
 log = logging.getLogger(__name__)
-
-ZARR, TIFF, OVERVIEW, TILES = "saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv"
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from wsi_saliency.workflows.plan import Plan
 
 RUN_JSON = "run.json"
+ZARR, TIFF, OVERVIEW, TILES = "saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv"
 COMPLETE = "complete"
 _PACKAGES = ("wsi-saliency", "torch", "timm", "openslide-python", "tifffile", "zarr", "numpy")
 _WITHOUT_EFFECT = frozenset({"weights", "batch", "workers", "device"})  # the weights' hash is compared
