@@ -3,8 +3,12 @@ from __future__ import annotations
 import os
 import signal
 
+import pytest
 import torch
 from hypothesis import settings
+
+# What a helper asserts is reported in full, as in a test.
+pytest.register_assert_rewrite("tests.helpers")
 
 # Whoever starts the tests may ignore signals (nohup, a shell's background); the tests send them.
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import timm
 import torch
 from torch import nn
 
-from tests.helpers.nets import SpotNet
-from tests.saliency.test_smoothing import assert_untouched, state_of
-from tests.saliency.test_surrogate import untrained
+from tests.helpers.candidates import TARGET, control_of, pictures
+from tests.helpers.nets import SpotNet, narrow_net, untrained
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError
 from wsi_saliency.evaluation.candidates import (
     candidates,
@@ -29,25 +28,6 @@ from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 SIDE = 64
 ASKED = ("gradient", "gradient-x-activation")
 LAYERS = ("input", "layer1", "layer2")
-TARGET = torch.tensor([0, 1, 1, 0, 1])
-
-
-def pictures(n=5, side=SIDE, seed=0):
-    """Smooth pictures (n, 3, side, side), float64, as tissue is."""
-    coarse = torch.randn(n, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    return nn.functional.interpolate(2 * coarse, side, mode="bilinear")
-
-
-def narrow_net(dtype=torch.float64):
-    """A ResNet with few channels; part of it is in training mode, as users leave their networks."""
-    torch.manual_seed(0)
-    net = timm.create_model("resnet18", num_classes=2, layers=[1, 1, 1, 1], channels=[4, 6, 8, 8])
-    for module in net.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.normal_(module.running_mean, std=0.1)
-            nn.init.uniform_(module.running_var, 0.3, 1)
-    net.eval().to(dtype).layer3.train()
-    return net
 
 
 def reference(net, kind, surrogate, **how):
@@ -80,10 +60,6 @@ class Explained:
 @pytest.fixture(scope="module")
 def whole():
     return Explained()
-
-
-def control_of(kind):
-    return MapKind(kind.method, kind.attribution, kind.layer, kind.reduction, "blurred-none")
 
 
 def test_each_is_there_once_and_none_always():

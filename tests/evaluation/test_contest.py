@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from tests.evaluation.test_candidates import TARGET, control_of, narrow_net, pictures
-from tests.saliency.test_smoothing import assert_untouched, state_of
-from tests.saliency.test_surrogate import untrained
+from tests.helpers.candidates import TARGET, control_of, pictures
+from tests.helpers.nets import narrow_net, untrained
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.evaluation.candidates import candidates
 from wsi_saliency.evaluation.causal import CausalScorer, insertion_deletion
 from wsi_saliency.evaluation.contest import CENTRED, RANDOM, Contest

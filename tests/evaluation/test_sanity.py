@@ -16,7 +16,7 @@ from hypothesis.extra.numpy import arrays
 from torch import nn
 
 from tests.helpers.nets import random_net
-from tests.saliency.test_smoothing import assert_untouched, state_of
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError
 from wsi_saliency.evaluation.correlation import spearman
 from wsi_saliency.evaluation.results import SanityStage

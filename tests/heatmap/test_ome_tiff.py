@@ -11,7 +11,7 @@ import pytest
 import tifffile
 import yaozarrs
 
-from tests.heatmap.test_ome_zarr import INFO, VERSIONS, noise, written
+from tests.helpers.heatmaps import INFO, VERSIONS, noise, written
 from wsi_saliency.errors import OutputError
 from wsi_saliency.geometry import Placement, Size
 from wsi_saliency.heatmap.ome_tiff import needs_bigtiff, write_ome_tiff

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -11,36 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
+from tests.helpers.heatmaps import INFO, VERSIONS, noise, written
 from wsi_saliency.errors import OutputError
-from wsi_saliency.geometry import Mpp, Placement, Size
+from wsi_saliency.geometry import Size
 from wsi_saliency.heatmap.ome_zarr import Heatmap, HeatmapWriter
-from wsi_saliency.heatmap.pyramid import TILE, HeatmapInfo
-from wsi_saliency.settings import OmeZarrVersion
+from wsi_saliency.heatmap.pyramid import TILE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-VERSIONS = get_args(OmeZarrVersion)
-INFO = HeatmapInfo(
-    "böse 'slide'.svs",
-    Size(40_000, 30_001),
-    Mpp(0.2521, 0.2498),
-    Placement(-3.5, 7.25, 8.01, 7.99),
-    "gradient · backward-hook · layer2 · tumour",
-    {"model": "demo", "layer": "layer2"},
-)
-
-
-def noise(h: int, w: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).standard_normal((h, w), dtype=np.float32) * np.float32(1e-4)
-
-
-def written(path: Path, cells: np.ndarray, version: OmeZarrVersion = "0.4", rows: int = 100) -> Heatmap:
-    """Write ``cells`` in bands of ``rows`` rows."""
-    writer = HeatmapWriter.create(path, Size(cells.shape[1], cells.shape[0]), INFO, version)
-    for cell_y in range(0, len(cells), rows):
-        writer.write_rows(cell_y, cells[cell_y : cell_y + rows])
-    return writer.finish()
+    from wsi_saliency.settings import OmeZarrVersion
 
 
 def padded(cells: np.ndarray, heatmap: Heatmap) -> np.ndarray:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import timm
 import torch
 from torch import Tensor, nn
 
 from wsi_saliency.models.classifier import Classifier
+from wsi_saliency.saliency.surrogate import Surrogate, SurrogateConv, hash_of, replaceable
 
 
 def random_net(seed: int = 0, *, inplace: bool = False) -> nn.Sequential:
@@ -29,6 +31,23 @@ def random_net(seed: int = 0, *, inplace: bool = False) -> nn.Sequential:
         .double()
         .eval()
     )
+
+
+def narrow_net(dtype=torch.float64):
+    """A ResNet with few channels; part of it is in training mode, as users leave their networks."""
+    torch.manual_seed(0)
+    net = timm.create_model("resnet18", num_classes=2, layers=[1, 1, 1, 1], channels=[4, 6, 8, 8])
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.running_var, 0.3, 1)
+    net.eval().to(dtype).layer3.train()
+    return net
+
+
+def untrained(net):
+    """A surrogate as its training starts."""
+    return Surrogate(hash_of(net), {name: SurrogateConv.like(c) for name, c in replaceable(net).items()})
 
 
 class SpotNet(nn.Module):

@@ -9,39 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tests.helpers.classifiers import classifier, network
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.classifier import Classifier, checked, probabilities, standard_logits
+from wsi_saliency.models.classifier import checked, probabilities, standard_logits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def classifier(*class_names: str, module: nn.Module | None = None, patch: int = 16) -> Classifier:
-    return Classifier(
-        module=module or network(len(class_names)),
-        uri="model.pt",
-        architecture="resnet18",
-        patch=patch,
-        mpp=0.5,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-        class_names=class_names,
-        output="sigmoid" if len(class_names) == 1 else "softmax",
-        sha256="",
-    )
-
-
-def network(classes: int, *last: nn.Module) -> nn.Sequential:
-    """A small network with a squeeze-and-excitation sigmoid inside, and ``last`` after its head."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(3, 4, 3, 2),
-        nn.Sigmoid(),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(4, classes),
-        *last,
-    ).eval()
 
 
 class Returning(nn.Module):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.models.test_classifier import classifier
+from tests.helpers.classifiers import classifier
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models import classifier as classifiers
 from wsi_saliency.models.classifier import checked

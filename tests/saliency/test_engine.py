@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.helpers.nets import random_net, spot_classifier
-from tests.saliency.test_smoothing import assert_untouched, state_of
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.saliency.engine import Explainer, choose_device, eval_mode
 from wsi_saliency.saliency.patches import explain_patches

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from tests.helpers.nets import random_net
-from tests.saliency.test_smoothing import assert_untouched, state_of
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.saliency.folding import own_copy
 
 

@@ -4,7 +4,7 @@ import timm
 import torch
 from torch import nn
 
-from tests.saliency.test_smoothing import CountConvolutions
+from tests.helpers.convolutions import CountConvolutions
 from wsi_saliency.saliency.passes import LayerPass
 
 

@@ -17,7 +17,7 @@ from torch import nn
 from tests.helpers.nets import random_net
 from tests.helpers.paths import SAMPLE
 from tests.helpers.pretrained import efficientnet_lite0, photographs
-from tests.saliency.test_smoothing import assert_untouched, state_of
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency import PatchExplainer, explain_patches, load_classifier, open_slide, smoothed
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.geometry import Region, Size

@@ -7,9 +7,10 @@ from typing import get_args
 import pytest
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from tests.helpers.convolutions import CONVOLUTIONS, CountConvolutions
 from tests.helpers.nets import random_net
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError
 from wsi_saliency.saliency.layers import strided_convolutions
 from wsi_saliency.saliency.smoothing import SMOOTHING, box_average, smoothed, triangle_average
@@ -29,19 +30,6 @@ def reference_gradient(convolution, x, upstream):
     s_y, s_x = convolution.stride
     shifts = [shifted(g, a, b) for a in range(s_y) for b in range(s_x)]
     return sum(shifts) / len(shifts)
-
-
-CONVOLUTIONS = {
-    **{f"kernel {k}, stride {s}": {"kernel_size": k, "stride": s, "padding": k // 2}
-       for k in (1, 2, 3, 5, 7) for s in (2, 4)},
-    "groups": {"kernel_size": 3, "stride": 2, "groups": 2},
-    "depthwise": {"kernel_size": 3, "stride": 2, "groups": 4, "padding": 1},
-    "dilation": {"kernel_size": 3, "stride": 2, "dilation": 2, "padding": 2},
-    "uneven": {"kernel_size": (3, 5), "stride": (2, 1), "padding": (1, 0)},
-    "reflect": {"kernel_size": 3, "stride": 2, "padding": 1, "padding_mode": "reflect"},
-    "circular": {"kernel_size": 3, "stride": 2, "padding": 1, "padding_mode": "circular"},
-    "no bias": {"kernel_size": 3, "stride": 2, "bias": False},
-}  # fmt: skip
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
@@ -135,14 +123,6 @@ def test_forward_hook_is_one_convolution():
     assert watch.count == 2
 
 
-class CountConvolutions(TorchFunctionMode):
-    count = 0
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        self.count += func is torch.conv2d
-        return func(*args, **(kwargs or {}))
-
-
 def test_border_is_repeated():
     g = torch.arange(12.0).reshape(1, 1, 3, 4)
     averaged = box_average(g, (2, 2))
@@ -178,24 +158,6 @@ def test_checkerboard_of_a_pointwise_convolution_is_gone():
         (g,) = torch.autograd.grad(convolution(x).sum(), x)
     inside = g[..., 1:, 1:]
     torch.testing.assert_close(inside, convolution.weight.detach().expand_as(inside) / 4)
-
-
-def state_of(net):
-    """Everything that a method might leave behind on a network."""
-    hooks = [
-        (dict(m._forward_pre_hooks), dict(m._forward_hooks), dict(m._backward_hooks)) for m in net.modules()
-    ]
-    attributes = [sorted(vars(m)) for m in net.modules()]
-    flags = [(m.training, [p.requires_grad for p in m.parameters(recurse=False)]) for m in net.modules()]
-    values = {k: v.clone() for k, v in net.state_dict().items()}
-    return hooks, attributes, flags, values, [p.grad for p in net.parameters()]
-
-
-def assert_untouched(net, before):
-    after = state_of(net)
-    assert after[:3] == before[:3]
-    assert all(torch.equal(after[3][k], v) for k, v in before[3].items())
-    assert after[4] == before[4]
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if m != "surrogate"])  # which has tests of its own

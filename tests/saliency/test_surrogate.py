@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 from timm.layers import Conv2dSame
 from torch import nn
 
-from tests.helpers.nets import random_net
-from tests.saliency.test_smoothing import CONVOLUTIONS, assert_untouched, state_of
+from tests.helpers.convolutions import CONVOLUTIONS
+from tests.helpers.nets import random_net, untrained
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError, OutputError
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.layers import strided_convolutions
@@ -26,11 +27,6 @@ from wsi_saliency.saliency.surrogate import (
     replaceable,
     surrogate_for,
 )
-
-
-def untrained(net):
-    """A surrogate as its training starts."""
-    return Surrogate(hash_of(net), {name: SurrogateConv.like(c) for name, c in replaceable(net).items()})
 
 
 def images(*shape, dtype=torch.float64):

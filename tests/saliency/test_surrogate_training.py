@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.helpers.nets import random_net
-from tests.saliency.test_smoothing import assert_untouched, state_of
+from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError, OutputError, SettingsError
 from wsi_saliency.saliency.surrogate import Surrogate, SurrogateConv, hash_of, replaceable
 from wsi_saliency.saliency.surrogate_training import score_surrogate, train_surrogate

@@ -13,11 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.evaluation.test_candidates import narrow_net
-from tests.helpers.nets import spot_classifier
+from tests.helpers.nets import narrow_net, spot_classifier, untrained
 from tests.helpers.paths import SAMPLE_DATA
 from tests.helpers.slides import section, write_svs
-from tests.saliency.test_surrogate import untrained
 from wsi_saliency import EvaluationSettings, evaluate_slide, evaluate_slides
 from wsi_saliency.errors import ModelError, OutputError, SettingsError, SlideError
 from wsi_saliency.evaluation.results import MapKind

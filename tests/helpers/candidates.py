@@ -1,0 +1,21 @@
+"""What tests of candidates and of their scores share: pictures, their targets, and the control of a map."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from wsi_saliency.evaluation.results import MapKind
+
+TARGET = torch.tensor([0, 1, 1, 0, 1])
+
+
+def pictures(n=5, side=64, seed=0):
+    """Smooth pictures (n, 3, side, side), float64, as tissue is."""
+    coarse = torch.randn(n, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(2 * coarse, side, mode="bilinear")
+
+
+def control_of(kind):
+    """The control of a map: the plain one, blurred until it is as smooth."""
+    return MapKind(kind.method, kind.attribution, kind.layer, kind.reduction, "blurred-none")
