@@ -42,9 +42,9 @@ from wsi_saliency.heatmap.ome_zarr import Heatmap  # noqa: E402
 from wsi_saliency.saliency.smoothing import SMOOTHING  # noqa: E402
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS  # noqa: E402
 from wsi_saliency.slides.tissue import tissue_mask  # noqa: E402
+from wsi_saliency.workflows.canvas import wanted_mpp  # noqa: E402
 from wsi_saliency.workflows.evaluate import Subject  # noqa: E402
 from wsi_saliency.workflows.explain import Result  # noqa: E402
-from wsi_saliency.workflows.plan import wanted_mpp  # noqa: E402
 from wsi_saliency.workflows.record import TILES, ZARR  # noqa: E402
 
 UNTRAINED = [method for method in METHODS if not SMOOTHING[method].imitates]

@@ -28,8 +28,8 @@ from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
 from wsi_saliency.workflows.evaluate import Subject
-from wsi_saliency.workflows.plan import canvas_for, wanted_mpp
 
 UNTRAINED = [method for method in METHODS if not SMOOTHING[method].imitates]
 

@@ -7,21 +7,14 @@ import pytest
 
 from tests.helpers.nets import spot_classifier
 from tests.helpers.slides import section, write_svs
-from wsi_saliency.geometry import Canvas, Mpp, Placement, Size
+from wsi_saliency.geometry import Placement, Size
 from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.slides.tissue import TissueMask
-from wsi_saliency.workflows.plan import (
-    NEAR_TISSUE_UM,
-    Plan,
-    canvas_for,
-    plan_slide,
-    tissue_shares,
-    wanted_mpp,
-    with_drift,
-)
+from wsi_saliency.workflows.canvas import tissue_shares
+from wsi_saliency.workflows.plan import NEAR_TISSUE_UM, Plan, plan_slide, with_drift
 
 W, H, TISSUE = 640, 480, (160, 96, 288, 256)
 
@@ -41,28 +34,6 @@ def explainer():
 @pytest.fixture(scope="module")
 def plan(slide, explainer):
     return plan_slide(slide, explainer, RunSettings())
-
-
-def a_slide(mpp):
-    return SimpleNamespace(size=Size(1000, 800), mpp=Mpp(mpp, mpp), path=SimpleNamespace(name="s.svs"))
-
-
-@pytest.mark.parametrize("mpp", [0.1, 0.5, 2.0])
-def test_the_canvas_has_the_wanted_mpp_up_to_four_times_enlargement(mpp, caplog):
-    assert canvas_for(a_slide(mpp), 0.5) == Canvas.of(Size(1000, 800), Mpp(mpp, mpp), 0.5)
-    assert not caplog.records
-
-
-def test_a_slide_far_too_coarse_is_not_enlarged_and_the_run_says_so(caplog):
-    assert canvas_for(a_slide(7.8), 0.5) == Canvas(1000, 800, 1.0, 1.0)
-    assert "7.8 µm/px is too coarse" in caplog.text
-
-
-def test_a_classifier_without_mpp_is_taken_for_a_20x_one_and_the_run_says_so(caplog):
-    assert wanted_mpp(spot_classifier(mpp=0.25)) == 0.25
-    assert wanted_mpp(spot_classifier(mpp=None)) == 0.5
-    assert "spots does not say" in caplog.text
-    assert "--model-mpp" in caplog.text
 
 
 @pytest.mark.parametrize("threshold", [0, 0.1, 0.6, 1])

@@ -24,7 +24,7 @@ from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import DEFAULT_LAYER, METHODS, RunSettings
 from wsi_saliency.slides.slide import Slide, open_slide
 from wsi_saliency.slides.tissue import tissue_mask
-from wsi_saliency.workflows.plan import ASSUMED_MPP, canvas_for, tissue_shares, wanted_mpp
+from wsi_saliency.workflows.canvas import ASSUMED_MPP, canvas_for, tissue_shares, wanted_mpp
 
 if TYPE_CHECKING:
     from pathlib import Path

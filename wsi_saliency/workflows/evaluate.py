@@ -57,8 +57,8 @@ from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.settings import METHODS, RunSettings
 from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
 from wsi_saliency.workflows.explain import Result, explain_slide
-from wsi_saliency.workflows.plan import canvas_for, wanted_mpp
 from wsi_saliency.workflows.record import TILES, ZARR
 from wsi_saliency.workflows.sampling import Located, sample_located, with_margins
 

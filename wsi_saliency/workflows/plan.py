@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_saliency.geometry import Canvas, Placement, Size, Tile, TileGrid
+from wsi_saliency.geometry import Placement, Size, Tile, TileGrid
 from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.tissue import TissueMask, tissue_mask
+from wsi_saliency.workflows.canvas import canvas_for, tissue_shares, wanted_mpp
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.slides.slide import Slide
 
-log = logging.getLogger(__name__)
-
-MAX_ENLARGEMENT = 4  # a 10x slide may be enlarged for a 40x classifier; beyond that there is nothing to see
-ASSUMED_MPP = 0.5  # µm; a 20x objective's
 NEAR_TISSUE_UM = 20.0  # beyond it, a map holds only what the zero padding at a patch's border has made
 
 
@@ -79,12 +74,6 @@ def plan_slide(slide: Slide, explainer: Explainer, settings: RunSettings) -> Pla
     return Plan(slide, explainer, grid, tissue, tiles, [float(shares[i]) for i in wanted])
 
 
-def tissue_shares(grid: TileGrid, tissue: TissueMask) -> NDArray[np.float64]:
-    """Share of tissue in each patch of the grid, in its order."""
-    boxes = np.array([grid.level0_box(tile) for tile in grid])
-    return tissue.fractions(*boxes.T)
-
-
 def with_drift(plan: Plan, workers: int) -> Plan:
     """Measure the method's drift on some of the plan's patches, evenly taken, and place the map by it."""
     if not plan.explainer.may_drift:
@@ -92,30 +81,3 @@ def with_drift(plan: Plan, workers: int) -> Plan:
     sample = plan.tiles[:: -(-len(plan.tiles) // DRIFT_PATCHES) or 1]
     patches = PatchReader(plan.slide, plan.grid, sample, workers).read_all()
     return replace(plan, drift=plan.explainer.drift(patches))
-
-
-def wanted_mpp(classifier: Classifier) -> float:
-    """Return the mpp that a classifier wants; 0.5 µm, the usual one, if nobody says, and say so."""
-    if classifier.mpp is None:
-        log.warning(
-            "%s does not say which µm per pixel it was trained at; %g is assumed, --model-mpp says otherwise",
-            classifier.uri,
-            ASSUMED_MPP,
-        )
-    return classifier.mpp or ASSUMED_MPP
-
-
-def canvas_for(slide: Slide, mpp: float) -> Canvas:
-    """Resample a slide to a classifier's mpp; a slide far too coarse for it is taken as it is."""
-    finest = min(slide.mpp.x, slide.mpp.y)
-    if finest <= MAX_ENLARGEMENT * mpp:
-        return Canvas.of(slide.size, slide.mpp, mpp)
-    log.warning(
-        "%s: %.3g µm/px is too coarse for a classifier of %.3g µm/px; patches are read at %.3g µm/px, "
-        "and what the classifier says of them means little",
-        slide.path.name,
-        finest,
-        mpp,
-        finest,
-    )
-    return Canvas.of(slide.size, slide.mpp, finest)

@@ -20,7 +20,7 @@ from wsi_saliency.geometry import Tile, TileGrid
 from wsi_saliency.slides.blocks import BLOCK, PatchReader
 from wsi_saliency.slides.slide import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
-from wsi_saliency.workflows.plan import canvas_for, wanted_mpp
+from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
