@@ -324,7 +324,7 @@ def run(
 def inspect(slide: Path, model: str | None, **options: Any) -> None:
     """Say what a SLIDE is: format, size, levels, mpp and where it came from, tissue, patches of a run."""
     settings = _settings(RunSettings, options)
-    from wsi_saliency.workflows.describe import describe_slide
+    from wsi_saliency.workflows.describe_slide import describe_slide
 
     _print(describe_slide(slide, settings, model))
 
@@ -338,7 +338,7 @@ def inspect(slide: Path, model: str | None, **options: Any) -> None:
 def check_model(uri: str, **options: Any) -> None:
     """Say what a classifier is: architecture, input, mpp, classes, strided convolutions, layers, hash."""
     settings = _settings(RunSettings, options)
-    from wsi_saliency.workflows.describe import describe_model
+    from wsi_saliency.workflows.describe_model import describe_model
 
     _print(describe_model(uri, settings))
 

@@ -1,4 +1,4 @@
-"""What a slide is and what a classifier is, as lines of text for ``inspect`` and ``check-model``."""
+"""What a classifier is, as lines of text for ``check-model``."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.geometry import TileGrid
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.cancellation import vanishing
 from wsi_saliency.saliency.engine import eval_mode
@@ -21,83 +20,14 @@ from wsi_saliency.saliency.layers import (
 )
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
-from wsi_saliency.settings import DEFAULT_LAYER, METHODS, RunSettings
-from wsi_saliency.slides.slide import Slide, open_slide
-from wsi_saliency.slides.tissue import tissue_mask
-from wsi_saliency.workflows.canvas import ASSUMED_MPP, canvas_for, tissue_shares, wanted_mpp
+from wsi_saliency.settings import METHODS, RunSettings
+from wsi_saliency.workflows.canvas import ASSUMED_MPP, wanted_mpp
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.saliency.layers import LayerGeometry
 
 Lines = list[tuple[str, str]]
-
-_DEFAULT_GRID = (224, 0.25, 32)  # patch px, mpp and total stride of camelyon16, known without its weights
-
-
-def describe_slide(path: Path, settings: RunSettings, model: str | None = None) -> Lines:
-    """Describe a slide, with the patches that a run would use on it.
-
-    Parameters
-    ----------
-    path
-        The slide.
-    settings
-        Those of the run; ``mpp``, ``overlap``, ``patch``, ``model_mpp`` and ``tissue_threshold`` count.
-    model
-        Classifier that gives patch size and mpp; None takes those of the default classifier.
-
-    Raises
-    ------
-    SlideError, ModelError
-        If the slide cannot be read or the classifier not be had.
-    """
-    with open_slide(path, settings.mpp, mpp_required=False) as slide:
-        lines = _slide_lines(slide)
-        tissue = tissue_mask(slide)
-        share = f"{tissue.mask.mean():.1%} of the slide"
-        if slide.stated_mpp is None:
-            return [*lines, ("tissue", share), ("patches", "unknown without the slide's mpp; give --mpp")]
-        lines.append(("tissue", f"{tissue.area_mm2(slide.mpp):.2f} mm², {share}"))
-        patch, mpp, stride, of = _grid_of(settings, model)
-        canvas = canvas_for(slide, mpp)
-        grid = TileGrid.over(canvas, patch, settings.overlap, int(DEFAULT_LAYER), stride)
-        used = int((tissue_shares(grid, tissue) >= settings.tissue_threshold).sum())
-        mpp = canvas.scale_x * slide.mpp.x
-    text = f"{used} of {len(grid)} ({patch} px at {mpp:g} µm/px, overlap {settings.overlap:g}; {of})"
-    return [*lines, ("patches", text)]
-
-
-def _grid_of(settings: RunSettings, model: str | None) -> tuple[int, float, int, str]:
-    """Patch side, mpp, total stride and whose they are."""
-    patch, mpp, stride, name = *_DEFAULT_GRID, settings.model
-    if model:
-        classifier = load_classifier(model, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
-        patch, mpp, name = classifier.patch, wanted_mpp(classifier), model
-        with eval_mode(classifier.module):
-            stride = total_stride(classifier.module, torch.zeros(1, 3, patch, patch))
-    return settings.patch or patch, settings.model_mpp or mpp, stride, f"classifier {name}"
-
-
-def _slide_lines(slide: Slide) -> Lines:
-    power = f"{slide.objective_power:g}×" if slide.objective_power else "not stated"
-    mpp = (
-        f"{slide.mpp.x:.6g} × {slide.mpp.y:.6g} µm/px ({slide.mpp_source})"
-        if slide.stated_mpp
-        else "not stated"
-    )
-    levels = ", ".join(f"{level.size.w}×{level.size.h} (1/{level.downsample_x:g})" for level in slide.levels)
-    return [
-        ("file", str(slide.path)),
-        ("format", slide.format),
-        ("size", f"{slide.size.w} × {slide.size.h} px"),
-        ("levels", f"{len(slide.levels)}: {levels}"),
-        ("mpp", mpp),
-        ("objective", power),
-        *(("warning", warning) for warning in slide.warnings),
-    ]
 
 
 def describe_model(uri: str, settings: RunSettings) -> Lines:
@@ -130,6 +60,21 @@ def describe_model(uri: str, settings: RunSettings) -> Lines:
         *_layer_lines(c),
         *(("note", note) for note in c.notes),
     ]
+
+
+def patch_mpp_stride(uri: str, settings: RunSettings) -> tuple[int, float, int]:
+    """Return the side of a classifier's patches in pixels, its mpp, and its total stride in pixels.
+
+    Raises
+    ------
+    ModelError
+        If the classifier cannot be had.
+    """
+    classifier = load_classifier(uri, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
+    mpp = wanted_mpp(classifier)
+    with eval_mode(classifier.module):
+        blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
+        return classifier.patch, mpp, total_stride(classifier.module, blank)
 
 
 def _classes(classifier: Classifier) -> str:

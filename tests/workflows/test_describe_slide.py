@@ -1,24 +1,22 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
-import timm
-import torch
-from torch import nn
 
+from tests.helpers.paths import ROOT, SAMPLE
 from tests.helpers.slides import pyramid, section, write_svs, write_tiff
 from wsi_saliency.errors import ModelError, SlideError
-from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.slide import open_slide
-from wsi_saliency.workflows.describe import describe_model, describe_slide
+from wsi_saliency.workflows.describe_slide import describe_slide
 from wsi_saliency.workflows.explain import load_explainer
 from wsi_saliency.workflows.plan import plan_slide
 
 W, H = 640, 480
 PICTURE = section(W, H, (160, 96, 288, 256))
-DEMO = RunSettings(model="demo", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -99,67 +97,14 @@ def test_a_slide_that_is_none_is_refused(tmp_path):
         describe_slide(write_svs(tmp_path / "a.svs", [PICTURE]), RunSettings(), "nix")
 
 
-def test_a_model_s_facts():
-    demo = load_classifier("demo")
-    lines = describe_model("demo", RunSettings())
-    facts = told(lines)
-    assert facts["model"] == "demo"
-    assert re.fullmatch(rf"{demo.architecture}, [\d.]+ M parameters", facts["architecture"])
-    assert facts["input"] == "224 × 224 px"
-    assert facts["mpp"] == f"{demo.mpp:g} µm/px"
-    assert facts["normalisation"] == "(pixel / 255 − (0.5, 0.5, 0.5)) / (0.5, 0.5, 0.5)"
-    assert facts["classes"] == "0: tumour"
-    assert facts["output"] == "one logit, sigmoid"
-    assert facts["target"] == "tumour (default)"
-    assert facts["sha256"] == demo.sha256
-    assert "no medical meaning" in facts["note"]
-    convolutions = [m for m in demo.module.modules() if isinstance(m, nn.Conv2d)]
-    strided = [m for m in convolutions if max(m.stride) > 1]
-    assert facts["strided"].startswith(f"{len(strided)} convolutions: conv1")
-    assert "layer2.0.downsample.0 (1×1/2)" in facts["strided"]
-    layers = [text for label, text in lines if label == "layer"]
-    assert [text.split(",")[0] for text in layers] == [
-        "input: 1/1",
-        "act1: 1/2",
-        "layer1: 1/4",
-        "layer2: 1/8",
-        "layer3: 1/16",
-        "layer4: 1/32",
-    ]
-    assert "28 × 28 cells; smoothed by all methods" in layers[3]
-    assert layers[-1].endswith(
-        "; smoothed by no method; forward-hook, surrogate only change activations and predictions"
-    )
-
-
-def test_what_a_model_does_not_say_is_told(tmp_path):
-    path = tmp_path / "resnet.pt"
-    torch.manual_seed(0)
-    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
-    facts = told(describe_model("timm:test_resnet", RunSettings(weights=path)))
-    assert facts["mpp"] == "not stated; 0.5 µm/px is assumed (--model-mpp)"
-    assert facts["target"] == "a run needs --target, a class's index"
-    assert facts["output"] == "3 logits, softmax"
-    assert facts["classes"] == "not named (3 logits)"
-    given = told(describe_model("timm:test_resnet", RunSettings(weights=path, patch=96, model_mpp=1.5)))
-    assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
-
-
-def layers_of(architecture, tmp_path, patch=None):
-    path = tmp_path / "weights.pt"
-    torch.manual_seed(0)
-    torch.save(timm.create_model(architecture, num_classes=2).state_dict(), path)
-    lines = describe_model(f"timm:{architecture}", RunSettings(weights=path, patch=patch))
-    return [text for label, text in lines if label == "layer"], [t for label, t in lines if label == "note"]
-
-
-def test_where_only_the_stem_is_strided_no_hidden_layer_is_smoothed(tmp_path):
-    layers, _ = layers_of("densenet121", tmp_path, patch=64)
-    assert layers[0].endswith("; smoothed by backward-hook, centred-hook")
-    assert all(text.endswith("; smoothed by no method") for text in layers[1:])
-
-
-def test_of_a_vision_transformer_the_layers_that_can_be_explained_are_shown(tmp_path):
-    layers, notes = layers_of("test_vit", tmp_path)
-    assert [text.split(":")[0] for text in layers] == ["input", "patch_embed.proj"]
-    assert any("blocks.0" in note and "not supported yet" in note for note in notes)
+@pytest.mark.parametrize(("model", "torch"), [([], False), (["--model", "demo"], True)])
+def test_a_slide_is_inspected_without_torch_unless_a_model_is_named(model, torch):
+    code = f"""
+import sys
+from wsi_saliency.cli import cli
+cli(["inspect", {str(SAMPLE)!r}, *{model!r}], standalone_mode=False)
+sys.exit(10 + ("torch" in sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=False)
+    assert b"patches" in done.stdout
+    assert done.returncode == 10 + torch, done.stderr

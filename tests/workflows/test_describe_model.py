@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import re
+
+import timm
+import torch
+from torch import nn
+
+from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.settings import RunSettings
+from wsi_saliency.workflows.describe_model import describe_model, patch_mpp_stride
+
+
+def told(lines):
+    return dict(lines)
+
+
+def test_a_model_s_facts():
+    demo = load_classifier("demo")
+    lines = describe_model("demo", RunSettings())
+    facts = told(lines)
+    assert facts["model"] == "demo"
+    assert re.fullmatch(rf"{demo.architecture}, [\d.]+ M parameters", facts["architecture"])
+    assert facts["input"] == "224 × 224 px"
+    assert facts["mpp"] == f"{demo.mpp:g} µm/px"
+    assert facts["normalisation"] == "(pixel / 255 − (0.5, 0.5, 0.5)) / (0.5, 0.5, 0.5)"
+    assert facts["classes"] == "0: tumour"
+    assert facts["output"] == "one logit, sigmoid"
+    assert facts["target"] == "tumour (default)"
+    assert facts["sha256"] == demo.sha256
+    assert "no medical meaning" in facts["note"]
+    convolutions = [m for m in demo.module.modules() if isinstance(m, nn.Conv2d)]
+    strided = [m for m in convolutions if max(m.stride) > 1]
+    assert facts["strided"].startswith(f"{len(strided)} convolutions: conv1")
+    assert "layer2.0.downsample.0 (1×1/2)" in facts["strided"]
+    layers = [text for label, text in lines if label == "layer"]
+    assert [text.split(",")[0] for text in layers] == [
+        "input: 1/1",
+        "act1: 1/2",
+        "layer1: 1/4",
+        "layer2: 1/8",
+        "layer3: 1/16",
+        "layer4: 1/32",
+    ]
+    assert "28 × 28 cells; smoothed by all methods" in layers[3]
+    assert layers[-1].endswith(
+        "; smoothed by no method; forward-hook, surrogate only change activations and predictions"
+    )
+
+
+def test_what_a_model_does_not_say_is_told(tmp_path):
+    path = tmp_path / "resnet.pt"
+    torch.manual_seed(0)
+    torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
+    facts = told(describe_model("timm:test_resnet", RunSettings(weights=path)))
+    assert facts["mpp"] == "not stated; 0.5 µm/px is assumed (--model-mpp)"
+    assert facts["target"] == "a run needs --target, a class's index"
+    assert facts["output"] == "3 logits, softmax"
+    assert facts["classes"] == "not named (3 logits)"
+    given = told(describe_model("timm:test_resnet", RunSettings(weights=path, patch=96, model_mpp=1.5)))
+    assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
+
+
+def layers_of(architecture, tmp_path, patch=None):
+    path = tmp_path / "weights.pt"
+    torch.manual_seed(0)
+    torch.save(timm.create_model(architecture, num_classes=2).state_dict(), path)
+    lines = describe_model(f"timm:{architecture}", RunSettings(weights=path, patch=patch))
+    return [text for label, text in lines if label == "layer"], [t for label, t in lines if label == "note"]
+
+
+def test_where_only_the_stem_is_strided_no_hidden_layer_is_smoothed(tmp_path):
+    layers, _ = layers_of("densenet121", tmp_path, patch=64)
+    assert layers[0].endswith("; smoothed by backward-hook, centred-hook")
+    assert all(text.endswith("; smoothed by no method") for text in layers[1:])
+
+
+def test_of_a_vision_transformer_the_layers_that_can_be_explained_are_shown(tmp_path):
+    layers, notes = layers_of("test_vit", tmp_path)
+    assert [text.split(":")[0] for text in layers] == ["input", "patch_embed.proj"]
+    assert any("blocks.0" in note and "not supported yet" in note for note in notes)
+
+
+def test_the_figures_of_a_grid_are_the_classifier_s_or_those_given():
+    demo = load_classifier("demo")
+    assert patch_mpp_stride("demo", RunSettings()) == (demo.patch, demo.mpp, 32)
+    assert patch_mpp_stride("demo", RunSettings(patch=96, model_mpp=1.5)) == (96, 1.5, 32)

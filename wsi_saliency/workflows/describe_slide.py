@@ -1,0 +1,82 @@
+"""What a slide is, as lines of text for ``inspect``; free of torch, unless a classifier is asked for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from wsi_saliency.geometry import TileGrid
+from wsi_saliency.settings import DEFAULT_LAYER
+from wsi_saliency.slides.slide import Slide, open_slide
+from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.workflows.canvas import canvas_for, tissue_shares
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.describe_model import Lines
+
+_DEFAULT_GRID = (224, 0.25, 32)  # patch px, mpp and total stride of camelyon16, known without its weights
+
+
+def describe_slide(path: Path, settings: RunSettings, model: str | None = None) -> Lines:
+    """Describe a slide, with the patches that a run would use on it.
+
+    Parameters
+    ----------
+    path
+        The slide.
+    settings
+        Those of the run; ``mpp``, ``overlap``, ``patch``, ``model_mpp`` and ``tissue_threshold`` count.
+    model
+        Classifier that gives patch size and mpp; None takes those of the default classifier.
+
+    Raises
+    ------
+    SlideError, ModelError
+        If the slide cannot be read or the classifier not be had.
+    """
+    with open_slide(path, settings.mpp, mpp_required=False) as slide:
+        lines = _slide_lines(slide)
+        tissue = tissue_mask(slide)
+        share = f"{tissue.mask.mean():.1%} of the slide"
+        if slide.stated_mpp is None:
+            return [*lines, ("tissue", share), ("patches", "unknown without the slide's mpp; give --mpp")]
+        lines.append(("tissue", f"{tissue.area_mm2(slide.mpp):.2f} mm², {share}"))
+        patch, mpp, stride, of = _grid_of(settings, model)
+        canvas = canvas_for(slide, mpp)
+        grid = TileGrid.over(canvas, patch, settings.overlap, int(DEFAULT_LAYER), stride)
+        used = int((tissue_shares(grid, tissue) >= settings.tissue_threshold).sum())
+        mpp = canvas.scale_x * slide.mpp.x
+    text = f"{used} of {len(grid)} ({patch} px at {mpp:g} µm/px, overlap {settings.overlap:g}; {of})"
+    return [*lines, ("patches", text)]
+
+
+def _grid_of(settings: RunSettings, model: str | None) -> tuple[int, float, int, str]:
+    """Patch side, mpp, total stride and whose they are."""
+    patch, mpp, stride = _DEFAULT_GRID
+    if model:
+        # Imported here because it needs torch, whose import takes seconds.
+        from wsi_saliency.workflows.describe_model import patch_mpp_stride
+
+        patch, mpp, stride = patch_mpp_stride(model, settings)
+    return settings.patch or patch, settings.model_mpp or mpp, stride, f"classifier {model or settings.model}"
+
+
+def _slide_lines(slide: Slide) -> Lines:
+    power = f"{slide.objective_power:g}×" if slide.objective_power else "not stated"
+    mpp = (
+        f"{slide.mpp.x:.6g} × {slide.mpp.y:.6g} µm/px ({slide.mpp_source})"
+        if slide.stated_mpp
+        else "not stated"
+    )
+    levels = ", ".join(f"{level.size.w}×{level.size.h} (1/{level.downsample_x:g})" for level in slide.levels)
+    return [
+        ("file", str(slide.path)),
+        ("format", slide.format),
+        ("size", f"{slide.size.w} × {slide.size.h} px"),
+        ("levels", f"{len(slide.levels)}: {levels}"),
+        ("mpp", mpp),
+        ("objective", power),
+        *(("warning", warning) for warning in slide.warnings),
+    ]
