@@ -16,7 +16,8 @@ from huggingface_hub import constants
 from huggingface_hub.utils.tqdm import are_progress_bars_disabled
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models import hub, load_classifier
+from wsi_saliency.models import hub
+from wsi_saliency.models.loading import load_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models import load_classifier, loading, model_sources
-from wsi_saliency.settings import DEFAULT_MODEL
+from wsi_saliency.models.loading import load_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,27 +19,9 @@ NO_NETWORK = """
 import socket
 def refuse(*args, **kwargs): raise SystemExit("network")
 socket.socket.connect = socket.getaddrinfo = refuse
-import sys, wsi_saliency.models
+import sys, wsi_saliency.models.loading, wsi_saliency.models.monai, wsi_saliency.models.demo
 assert {"timm", "huggingface_hub"} <= set(sys.modules)
 """
-
-
-@pytest.mark.parametrize("uri", ["hf-hub:timm/resnet18", "wsinfer:breast", "resnet18", "nowhere/model", ""])
-def test_unknown_uri_lists_what_is_understood(uri: str) -> None:
-    with pytest.raises(ModelError) as caught:
-        load_classifier(uri)
-    assert repr(uri) in str(caught.value)
-    assert model_sources() in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_every_source_is_listed() -> None:
-    listed = model_sources()
-    assert all(
-        name in listed for name in ["demo", "camelyon16", "timm:NAME", "monai:", ".safetensors", ".ckpt"]
-    )
-    assert DEFAULT_MODEL in listed
-    assert all(source.written.startswith(scheme) for scheme, source in loading.SOURCES.items())
 
 
 @pytest.mark.parametrize("name", ["missing.pt", "missing.safetensors"])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.models import resnet18  # type: ignore[import-untyped]
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models import load_classifier
+from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.models.monai import REVISION, resnet_state
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def test_another_bundle_is_not_guessed() -> None:
 OFFLINE = """
 import time
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models import load_classifier
+from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.models.hub import hub_file
 print(load_classifier("camelyon16").class_names)
 start = time.monotonic()

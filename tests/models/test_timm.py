@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models import load_classifier
+from wsi_saliency.models.loading import load_classifier
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -26,4 +26,4 @@ def load_demo(name: str, weights: Path | None) -> Classifier:
     if name or weights is not None:
         raise ModelError("demo brings its own weights; for others use --model timm:NAME --weights FILE")
     with resources.as_file(resources.files(__package__) / "demo.safetensors") as path:
-        return replace(load_file(path), uri="demo")
+        return replace(load_file(str(path), None), uri="demo")

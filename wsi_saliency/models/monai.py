@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.hub import hub_file
+from wsi_saliency.models.sources import PATHOLOGY_TUMOR_DETECTION
 from wsi_saliency.models.timm import build, described
 from wsi_saliency.models.weights import read_weights
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
 
     from wsi_saliency.models.classifier import Classifier
 
-PATHOLOGY_TUMOR_DETECTION = "MONAI/pathology_tumor_detection"
 REVISION = "0.6.3"  # MONAI tags each bundle version on the Hub; 0.6.4 has the same weights
 WEIGHTS_FILE = "models/model.pt"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -16,7 +17,6 @@ from wsi_saliency.models.wording import plain, some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
 
 def load_timm(name: str, weights: Path | None) -> Classifier:
@@ -32,20 +32,23 @@ def load_timm(name: str, weights: Path | None) -> Classifier:
     return build(name, read_weights(weights), f"timm:{name}")
 
 
-def load_file(path: Path) -> Classifier:
-    """Load a weights file that says itself which architecture it is for.
+def load_file(name: str, weights: Path | None) -> Classifier:
+    """Load the weights file ``name``, which says itself which architecture it is for.
 
     Raises
     ------
     ModelError
-        If it does not say, or does not fit what it says.
+        If it does not say, or does not fit what it says, or there are ``weights`` besides.
     """
-    weights = read_weights(path)
-    if weights.description.architecture is None:
+    if weights is not None:
+        raise ModelError(f"--model {name} is a file already; --weights goes with --model timm:NAME")
+    path = Path(name)
+    read = read_weights(path)
+    if read.description.architecture is None:
         raise ModelError(
             f"{path} does not say which architecture it is for; use --model timm:NAME --weights {path}"
         )
-    return build(weights.description.architecture, weights, str(path))
+    return build(read.description.architecture, read, str(path))
 
 
 def build(architecture: str, weights: Weights, uri: str) -> Classifier:

@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.checkpoints import read_before_zip, read_zipped
 from wsi_saliency.models.filetypes import kind_of, read_head, what_is
+from wsi_saliency.models.sources import SUFFIXES
 from wsi_saliency.models.wording import bytes_in_words, plain
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-
-SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 
 # What DataParallel, Lightning modules and torch.compile put before every name.
 _PREFIXES = ("module.", "model.", "_orig_mod.")

@@ -1,0 +1,135 @@
+"""Where classifiers come from: the table that loading, help, messages and docs read. Free of torch.
+
+A source is imported when a model of it is asked for, so that its library is needed by nobody else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsi_saliency.errors import ModelError
+
+if TYPE_CHECKING:
+    from wsi_saliency.models.classifier import Classifier
+
+Load = Callable[[str, Path | None], "Classifier"]
+"""From what follows the scheme's colon (of a file: its path), and ``--weights``, to a classifier."""
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
+PATHOLOGY_TUMOR_DETECTION = "MONAI/pathology_tumor_detection"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One kind of model URI.
+
+    Parameters
+    ----------
+    written
+        How it is written behind ``--model``.
+    what
+        What it is, in a few words.
+    loader
+        ``module:function`` of its `Load`.
+    extra
+        The package's extra that installs what the loader imports, if it is not installed anyway.
+    """
+
+    written: str
+    what: str
+    loader: str
+    extra: str | None = None
+
+    def load(self, name: str, weights: Path | None) -> Classifier:
+        """Load what ``name`` says with this source.
+
+        Raises
+        ------
+        ModelError
+            If what the source needs is not installed, or no such classifier can be had.
+        """
+        return self._function()(name, weights)
+
+    def _function(self) -> Load:
+        module, _, function = self.loader.partition(":")
+        try:
+            found: Load = getattr(import_module(module), function)
+        except ModuleNotFoundError as error:
+            if self.extra is None:
+                raise
+            raise ModelError(
+                f"--model {self.written} needs {error.name}, which is not installed; install it with: "
+                f"pip install 'wsi-saliency[{self.extra}]'"
+            ) from error
+        return found
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A short name for one model of a source."""
+
+    uri: str
+    what: str
+
+
+SOURCES: Mapping[str, Source] = {
+    "demo": Source(
+        "demo",
+        "the bundled classifier of drawn tissue: to try the program, no more",
+        "wsi_saliency.models.demo:load_demo",
+    ),
+    "timm": Source(
+        "timm:NAME with --weights FILE",
+        "an architecture of timm, with the weights of your file",
+        "wsi_saliency.models.timm:load_timm",
+    ),
+    "monai": Source(
+        f"monai:{PATHOLOGY_TUMOR_DETECTION}",
+        "the bundle of MONAI on the Hugging Face Hub, or of --weights FILE",
+        "wsi_saliency.models.monai:load_monai",
+    ),
+}
+FILE = Source(
+    f"a {'/'.join(SUFFIXES)} file",
+    "weights of timm's architectures that say in their metadata what they are",
+    "wsi_saliency.models.timm:load_file",
+)
+ALIASES: Mapping[str, Alias] = {
+    "camelyon16": Alias(
+        f"monai:{PATHOLOGY_TUMOR_DETECTION}",
+        "the metastasis classifier of MONAI, trained on Camelyon16; downloaded once",
+    ),
+}
+
+
+def model_sources() -> str:
+    """List the model URIs that are understood, for messages and help."""
+    return ", ".join(written for written, _ in described_sources())
+
+
+def described_sources() -> list[tuple[str, str]]:
+    """Return how each kind of model is written, and what it is: short names, schemes, files."""
+    kinds = [*SOURCES.values(), FILE]
+    return [*((name, alias.what) for name, alias in ALIASES.items()), *((s.written, s.what) for s in kinds)]
+
+
+def source_of(uri: str) -> tuple[Source, str]:
+    """Find the source of a model URI, and what follows its colon; of a file, its path.
+
+    Raises
+    ------
+    ModelError
+        If the URI is of no known scheme, and neither is a file nor is called like one.
+    """
+    uri = ALIASES[uri].uri if uri in ALIASES else uri
+    scheme, _, name = uri.partition(":")
+    if scheme in SOURCES:
+        return SOURCES[scheme], name
+    path = Path(uri)
+    if path.suffix not in SUFFIXES and not path.expanduser().is_file():
+        raise ModelError(f"--model {uri!r} is not understood; it can be {model_sources()}")
+    return FILE, uri
