@@ -4,7 +4,7 @@ VENV := .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-lowest lint types contracts clean
+.PHONY: demo test test-lowest lint types contracts dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wsi-saliency run sample_data/tumour_nests.svs --model demo -o demo-output --overwrite
@@ -32,6 +32,11 @@ types: $(VENV)/.installed-test
 
 contracts: $(VENV)/.installed-test
 	$(BIN)/lint-imports
+
+# The wheel is built from the sdist, so that the sdist is known to be complete.
+dist: $(VENV)/.installed-test
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
 
 clean:
 	rm -rf $(VENV) $(LOWEST) demo-output build dist .*_cache
