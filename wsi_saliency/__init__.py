@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from wsi_saliency.saliency.surrogate import Surrogate as Surrogate
     from wsi_saliency.saliency.surrogate_training import train_surrogate as train_surrogate
     from wsi_saliency.settings import RunSettings as RunSettings
-    from wsi_saliency.slides.slide import open_slide as open_slide
+    from wsi_saliency.slides.opening import open_slide as open_slide
     from wsi_saliency.workflows.evaluate import evaluate_slide as evaluate_slide
     from wsi_saliency.workflows.evaluate import evaluate_slides as evaluate_slides
     from wsi_saliency.workflows.explain import explain_slide as explain_slide
@@ -39,7 +39,7 @@ _HOMES = {
     "explain_slide": "workflows.explain",
     "load_classifier": "models.loading",
     "load_explainer": "workflows.explain",
-    "open_slide": "slides.slide",
+    "open_slide": "slides.opening",
     "smoothed": "saliency.smoothing",
     "train_surrogate": "saliency.surrogate_training",
     "Surrogate": "saliency.surrogate",

@@ -13,7 +13,7 @@ from tests.helpers.slides import noise, section, write_svs
 from wsi_saliency.evaluation.stability import CanvasBox, GridStability, PatchMaps, _Lattice, busiest_region
 from wsi_saliency.geometry import Canvas, Size
 from wsi_saliency.saliency.layers import LayerGeometry
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import TissueMask
 
 PATCH = 64

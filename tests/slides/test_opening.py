@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import zipfile
@@ -15,14 +16,12 @@ import tifffile
 from PIL import Image
 
 from tests.helpers.slides import noise, write_ome_tiff, write_svs, write_tiff
-from wsi_saliency.errors import SlideError
+from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Mpp, Placement, Region, Size
 from wsi_saliency.heatmap.ome_xml import ome_xml
 from wsi_saliency.heatmap.pyramid import HeatmapInfo
 from wsi_saliency.slides import opening
-from wsi_saliency.slides.readers.openslide import OpenSlideSlide
-from wsi_saliency.slides.readers.tiff import TiffSlide
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import is_slide_name, open_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -198,7 +197,6 @@ def test_a_damaged_vendor_file_is_not_described_as_lacking_its_mpp(tmp_path: Pat
 
 def test_a_vendor_file_read_by_the_fallback_says_so(tmp_path: Path) -> None:
     with open_slide(not_tiled(tmp_path / "s.svs"), mpp=0.5) as slide:
-        assert isinstance(slide, TiffSlide)
         assert slide.reader == "tifffile"
         assert "it calls itself a slide of the format aperio, but OpenSlide" in slide.warnings[0]
         assert (slide.read(Region(0, 0, 512, 512), Size(512, 512)) == PICTURE).all()
@@ -207,7 +205,7 @@ def test_a_vendor_file_read_by_the_fallback_says_so(tmp_path: Path) -> None:
 def test_a_vendor_file_that_openslide_takes_for_generic_says_so(tmp_path: Path) -> None:
     path = write_svs(tmp_path / "s.svs", [PICTURE])
     with open_slide(changed(path, b"Aperio", b"Bperio"), mpp=0.5) as slide:
-        assert isinstance(slide, OpenSlideSlide)
+        assert slide.reader == "openslide"
         assert "it calls itself a slide of the format aperio, but OpenSlide" in slide.warnings[0]
 
 
@@ -264,3 +262,101 @@ def test_control_characters_of_a_library_stay_out(tmp_path: Path, monkeypatch: p
     words = refused(path)
     assert r"OpenSlide: \x1b[31mred \x07" in words
     assert len(words) < 400
+
+
+@pytest.mark.parametrize("stated", [1e-300, 1e308, 250.0, 0.0005, -0.5])
+@pytest.mark.parametrize("power", [None, 20])
+def test_impossible_mpp_of_a_file_is_refused_whatever_the_objective(
+    tmp_path: Path, stated: float, power: float | None
+) -> None:
+    path = write_svs(tmp_path / "s.svs", [PICTURE], mpp=stated, power=power)
+    with pytest.raises(SlideError, match=r"s\.svs: .*not believed.*give it with --mpp") as raised:
+        open_slide(path)
+    assert ("250 nm are 0.25 µm: --mpp 0.25" in str(raised.value)) == (stated == 250)
+    assert ("0.0005 mm are 0.5 µm: --mpp 0.5" in str(raised.value)) == (stated == 0.0005)
+    with open_slide(path, mpp_required=False) as slide:
+        assert slide.stated_mpp is None
+    with open_slide(path, mpp=0.5) as slide:
+        assert slide.mpp == Mpp(0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (500, "--mpp 500: µm per pixel lie within 0.001–100; 500 nm are 0.5 µm: --mpp 0.5"),
+        (0.00025, "0.00025 mm are 0.25 µm: --mpp 0.25"),
+        (1e-300, "--mpp 1e-300: µm per pixel lie within 0.001–100"),
+        (1e308, "--mpp 1e+308: µm per pixel lie within 0.001–100"),
+    ],
+)
+def test_mpp_option_in_another_unit_is_refused_with_what_it_may_mean(
+    tmp_path: Path, given: float, words: str
+) -> None:
+    with pytest.raises(SettingsError) as raised:
+        open_slide(write_svs(tmp_path / "s.svs", [PICTURE]), mpp=given)
+    assert str(raised.value).endswith(words)
+
+
+def test_mpp_of_a_thumbnail_is_taken_with_a_warning(tmp_path: Path) -> None:
+    path = write_tiff(tmp_path / "s.tif", [PICTURE], mpp=None)
+    with open_slide(path, mpp=78) as slide:
+        assert slide.mpp == Mpp(78, 78)
+        assert "outside 0.05–20" in slide.warnings[0]
+    with open_slide(path, mpp=7.8) as slide:
+        assert slide.warnings == ()
+
+
+def test_missing_mpp_is_an_error_that_names_file_and_option(tmp_path: Path) -> None:
+    path = write_svs(tmp_path / "s.svs", [PICTURE], mpp=None, power=None)
+    with pytest.raises(SlideError, match=r"s\.svs: the file does not say .* give it with --mpp") as raised:
+        open_slide(path)
+    assert "\n" not in str(raised.value)
+    with open_slide(path, mpp_required=False) as slide:
+        assert slide.stated_mpp is None
+        assert slide.mpp_source == "unknown"
+        with pytest.raises(SlideError, match="--mpp"):
+            _ = slide.mpp
+    with open_slide(path, mpp=0.4) as slide:
+        assert (slide.mpp, slide.mpp_source) == (Mpp(0.4, 0.4), "--mpp")
+
+
+@pytest.mark.parametrize("mpp", [0.0, -1.0, math.nan, math.inf])
+def test_mpp_option_must_be_positive(tmp_path: Path, mpp: float) -> None:
+    with pytest.raises(SettingsError, match="--mpp"):
+        open_slide(write_svs(tmp_path / "s.svs", [PICTURE]), mpp=mpp)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "no such file"), (b"", "is empty"), (b"slide\nof text\n", "it is a text file")],
+)
+def test_what_is_no_slide_is_named(tmp_path: Path, content: bytes | None, reason: str) -> None:
+    path = tmp_path / "odd.svs"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SlideError, match=rf"odd\.svs: .*{reason}") as raised:
+        open_slide(path)
+    assert "\n" not in str(raised.value)
+
+
+def test_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SlideError, match="is a folder"):
+        open_slide(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("a.svs", True),
+        ("b/A.TIFF", True),
+        ("x.ome.tif", True),
+        ("m.mrxs", True),
+        ("d.dcm", True),
+        ("._a.svs", False),
+        ("a.svs.txt", False),
+        ("svs", False),
+        ("Slidedat.ini", False),
+    ],
+)
+def test_slide_names(name: str, expected: bool) -> None:
+    assert is_slide_name(name) is expected

@@ -11,7 +11,7 @@ from scipy import ndimage
 from tests.helpers.paths import REAL_SLIDES
 from tests.helpers.slides import write_svs, write_tiff
 from wsi_saliency.geometry import Mpp, Region, Size
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import TissueMask, tissue_in, tissue_mask
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from tests.helpers.paths import ROOT, SAMPLE
 from tests.helpers.slides import pyramid, section, write_svs, write_tiff
 from wsi_saliency.errors import ModelError, SlideError
 from wsi_saliency.settings import RunSettings
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.workflows.describe_slide import describe_slide
 from wsi_saliency.workflows.explain import load_explainer
 from wsi_saliency.workflows.plan import plan_slide

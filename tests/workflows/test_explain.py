@@ -26,8 +26,8 @@ from wsi_saliency.heatmap.overview import Predictions, write_overview
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import OME_ZARR_VERSIONS, RunSettings
 from wsi_saliency.slides.blocks import PatchReader
-from wsi_saliency.slides.readers.openslide import OpenSlideSlide
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.slides.readers.openslide import OpenSlideReader
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows import explain as pipeline
 from wsi_saliency.workflows.explain import explain_slide
@@ -431,7 +431,7 @@ def test_a_run_that_stops_leaves_nothing_behind(slide, tmp_path, monkeypatch, fa
 
 def test_no_thread_reads_from_a_slide_that_is_closed(tmp_path, monkeypatch):
     reading = []
-    read, close = OpenSlideSlide._read_level, OpenSlideSlide.close
+    read, close = OpenSlideReader.read_level, OpenSlideReader.close
 
     def slow_read(self, *box):
         reading.append(box)
@@ -450,8 +450,8 @@ def test_no_thread_reads_from_a_slide_that_is_closed(tmp_path, monkeypatch):
         plan = pipeline.plan_slide(opened, explainer_for(SETTINGS), SETTINGS)
     monkeypatch.setattr(pipeline, "plan_slide", lambda slide, *_: replace(plan, slide=slide))
     monkeypatch.setattr(pipeline, "with_drift", lambda plan, _: plan)
-    monkeypatch.setattr(OpenSlideSlide, "_read_level", slow_read)
-    monkeypatch.setattr(OpenSlideSlide, "close", checked_close)
+    monkeypatch.setattr(OpenSlideReader, "read_level", slow_read)
+    monkeypatch.setattr(OpenSlideReader, "close", checked_close)
     in_flight = []
 
     def interrupted(self, patches):

@@ -11,7 +11,7 @@ from wsi_saliency.geometry import Placement, Size
 from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import RunSettings
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import TissueMask
 from wsi_saliency.workflows.canvas import tissue_shares
 from wsi_saliency.workflows.plan import NEAR_TISSUE_UM, Plan, plan_slide, with_drift

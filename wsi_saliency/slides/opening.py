@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.slides.readers.directories import check_directories, is_tiff
-from wsi_saliency.slides.readers.openslide import OpenSlideRefusal, OpenSlideSlide, detect_format
+from wsi_saliency.slides.readers.openslide import OpenSlideReader, OpenSlideRefusal, detect_format
 from wsi_saliency.slides.readers.stored import table_faults
-from wsi_saliency.slides.readers.tiff import TiffSlide
+from wsi_saliency.slides.readers.tiff import TiffReader
 from wsi_saliency.slides.readers.tiff_pages import level_pages, open_tiff, pages_of
+from wsi_saliency.slides.slide import Slide
+from wsi_saliency.slides.spacing import check_given
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import tifffile
 
-    from wsi_saliency.slides.slide import Slide
+SUFFIXES = frozenset(
+    {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".dicom"}
+)
 
 _TILE_WIDTH = 322
 _ONE_SAMPLE = (0, 1, 3)  # photometric interpretations: grey of both kinds, palette
@@ -44,6 +47,45 @@ _KINDS: tuple[tuple[int, bytes, str], ...] = (
     (128, b"DICM", "a DICOM file, but none that OpenSlide takes for a whole-slide image"),
 )
 _HEAD = 1024  # bytes, enough for every kind
+
+
+def open_slide(path: Path | str, mpp: float | None = None, mpp_required: bool = True) -> Slide:
+    """Open a slide with OpenSlide, or with tifffile where OpenSlide refuses or would misread.
+
+    Parameters
+    ----------
+    path
+        The file.
+    mpp
+        µm per level-0 pixel, in place of what the file says.
+    mpp_required
+        Whether a slide without mpp is an error; if not, its `Slide.stated_mpp` is None.
+
+    Raises
+    ------
+    SlideError
+        If there is no such file, if it is no slide or damaged, or if nobody says how large its pixels are.
+    SettingsError
+        If ``mpp`` is not a possible number of µm per pixel.
+    """
+    path = Path(path)
+    if mpp is not None:
+        check_given(mpp)
+    check_file(path)
+    slide = _opened(path, mpp)
+    try:
+        if mpp_required:
+            _ = slide.mpp
+    except SlideError:
+        slide.close()
+        raise
+    return slide
+
+
+def is_slide_name(path: Path | str) -> bool:
+    """Whether a file found in a folder has a slide's suffix, and is not hidden."""
+    path = Path(path)
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
 def check_file(path: Path) -> None:
@@ -73,7 +115,7 @@ def check_file(path: Path) -> None:
         raise SlideError(f"{path}: the file is empty")
 
 
-def opened(path: Path, mpp: float | None) -> Slide:
+def _opened(path: Path, mpp: float | None) -> Slide:
     """Open with the reader that fits: OpenSlide, or tifffile where OpenSlide refuses or would misread.
 
     Raises
@@ -82,14 +124,14 @@ def opened(path: Path, mpp: float | None) -> Slide:
         If the file is no slide, or damaged.
     """
     try:
-        return _opened(path, mpp)
+        return _chosen(path, mpp)
     except SlideError as error:
         raise SlideError(f"{path}: {error}") from error
     except OSError as error:  # a disk or network that fails
         raise SlideError(f"{path}: the file cannot be read ({error.strerror or error})") from error
 
 
-def _opened(path: Path, mpp: float | None) -> Slide:
+def _chosen(path: Path, mpp: float | None) -> Slide:
     tiff = is_tiff(path)
     if tiff:
         check_directories(path)
@@ -101,7 +143,7 @@ def _opened(path: Path, mpp: float | None) -> Slide:
     if file_format is None or file_format == _PLAIN:
         return _plain_tiff(path, mpp, file_format)
     try:
-        return OpenSlideSlide(path, mpp)
+        return Slide(path, OpenSlideReader(path, mpp))
     except OpenSlideRefusal as error:  # no other reader knows such a file as well
         raise SlideError(
             f"it calls itself a slide of the format {file_format}, but is damaged, an incomplete copy, or of "
@@ -134,11 +176,11 @@ def _plain_tiff(path: Path, mpp: float | None, file_format: str | None) -> Slide
         )
     if file_format is not None and not looks.misread:
         try:
-            return OpenSlideSlide(path, mpp, doubt=why and f"{why}; {_AS_PLAIN}")
+            return Slide(path, OpenSlideReader(path, mpp), why and f"{why}; {_AS_PLAIN}")
         except OpenSlideRefusal as error:  # for instance a codec that libtiff lacks
             why = why or f"OpenSlide cannot open it ({error})"
     try:
-        return TiffSlide(path, mpp, doubt=why and f"{why}; {_AS_PLAIN}")
+        return Slide(path, TiffReader(path, mpp), why and f"{why}; {_AS_PLAIN}")
     except SlideError as error:
         raise SlideError(f"{why}; {error}" if why else str(error)) from error
 
@@ -155,7 +197,7 @@ def _look(path: Path) -> _Looks:
     try:
         with open_tiff(path) as tiff:
             return _Looks(None if tiff.is_ome else _vendor(tiff.pages.first), _misread(tiff))
-    except Exception:  # see TiffSlide: whoever opens it says what is wrong
+    except Exception:  # see TiffReader: whoever opens it says what is wrong
         return _Looks()
 
 

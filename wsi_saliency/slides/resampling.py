@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from wsi_saliency.slides.levels import LevelPixels
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -77,23 +79,6 @@ class Axis:
     def divided(self, k: int) -> Axis:
         """Return the axis with ``k`` output pixels in place of each."""
         return Axis(self.start, self.step / k, self.count * k)
-
-
-@dataclass(frozen=True)
-class LevelPixels:
-    """Pixels read from a level.
-
-    Parameters
-    ----------
-    rgb
-        (h, w, 3) uint8.
-    shift_x, shift_y
-        Where the reader placed them, in level pixels right of and below the position that was asked for.
-    """
-
-    rgb: NDArray[np.uint8]
-    shift_x: float = 0.0
-    shift_y: float = 0.0
 
 
 ReadLevel = Callable[[int, int, int, int], LevelPixels]

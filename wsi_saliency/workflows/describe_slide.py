@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.geometry import TileGrid
 from wsi_saliency.settings import DEFAULT_LAYER
-from wsi_saliency.slides.slide import Slide, open_slide
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, tissue_shares
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_saliency.settings import RunSettings
+    from wsi_saliency.slides.slide import Slide
     from wsi_saliency.workflows.describe_model import Lines
 
 _DEFAULT_GRID = (224, 0.25, 32)  # patch px, mpp and total stride of camelyon16, known without its weights

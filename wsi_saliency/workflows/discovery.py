@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.files import is_working_folder
-from wsi_saliency.slides.slide import is_slide_name
+from wsi_saliency.slides.opening import is_slide_name
 from wsi_saliency.workflows.record import RUN_JSON, TIFF
 
 if TYPE_CHECKING:

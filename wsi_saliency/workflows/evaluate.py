@@ -55,7 +55,7 @@ from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.settings import METHODS, RunSettings
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
 from wsi_saliency.workflows.explain import Result, explain_slide

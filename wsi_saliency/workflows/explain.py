@@ -30,7 +30,7 @@ from wsi_saliency.saliency.engine import Explainer, Explanation
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.blocks import PatchReader
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.workflows.plan import Plan, plan_slide, with_drift
 from wsi_saliency.workflows.record import (
     OVERVIEW,

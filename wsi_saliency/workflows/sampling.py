@@ -18,7 +18,7 @@ from tqdm import tqdm
 from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Tile, TileGrid
 from wsi_saliency.slides.blocks import BLOCK, PatchReader
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
 

@@ -11,9 +11,9 @@ import tifffile
 
 from tests.helpers.slides import noise, pyramid, write_ome_tiff, write_svs, write_tiff
 from wsi_saliency.errors import SlideError
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.readers import directories
 from wsi_saliency.slides.readers.directories import check_directories, is_tiff
-from wsi_saliency.slides.slide import open_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -175,7 +175,7 @@ def test_a_file_cut_while_it_is_read_is_an_error_and_no_crash(tmp_path: Path) ->
 import os, sys
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Region, Size
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.opening import open_slide
 for path in sys.argv[1:]:
     with open_slide(path) as slide:
         slide.read(Region(0, 0, 50, 50), Size(50, 50))

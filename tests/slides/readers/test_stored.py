@@ -13,14 +13,16 @@ from scipy import ndimage
 from tests.helpers.slides import noise, pyramid, write_ome_tiff, write_svs, write_tiff
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Region, Size
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.readers.stored import MAX_SIDE, _fault, _jpeg_2000_size, _jpeg_size
-from wsi_saliency.slides.slide import Slide, open_slide
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from wsi_saliency.slides.slide import Slide
 
 
 def soft(h: int, w: int) -> NDArray[np.uint8]:

@@ -10,10 +10,11 @@ import tifffile
 from tests.helpers.slides import noise, pyramid, reduced, write_ome_tiff, write_tiff
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp, Region, Size
+from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.readers import stored
 from wsi_saliency.slides.readers import tiff as tiff_slides
-from wsi_saliency.slides.readers.tiff import TiffSlide
-from wsi_saliency.slides.slide import open_slide
+from wsi_saliency.slides.readers.tiff import TiffReader
+from wsi_saliency.slides.slide import Slide
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -279,13 +280,14 @@ def test_cache_spares_decoding_and_stays_bounded(tmp_path: Path, monkeypatch: py
         return decode(store, data, index)
 
     monkeypatch.setattr(tiff_slides._Segmented, "_decoded", counted)
-    with open_slide(write_ome_tiff(tmp_path / "s.ome.tif", [PICTURE])) as slide:
-        assert isinstance(slide, TiffSlide)
+    path = write_ome_tiff(tmp_path / "s.ome.tif", [PICTURE])
+    reader = TiffReader(path)
+    with Slide(path, reader) as slide:
         for x in (0, 10, 20):
             slide.read(Region(x, 0, 100, 100), Size(100, 100))
         assert decoded == [0]
         slide.read(Region(0, 0, 900, 700), Size(900, 700))
-        store = slide._stores[0]
+        store = reader._stores[0]
         assert isinstance(store, tiff_slides._Segmented)
         assert store._cache._bytes <= 3 * 256 * 256 * 3
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp, Region, Size
+from wsi_saliency.slides.levels import Level, LevelPixels, level_of
 from wsi_saliency.slides.readers.directories import is_tiff
 from wsi_saliency.slides.readers.stored import (
     MAX_SIDE,
@@ -20,8 +21,7 @@ from wsi_saliency.slides.readers.stored import (
     empty_tiles,
 )
 from wsi_saliency.slides.readers.tiff_pages import open_tiff, pages_of
-from wsi_saliency.slides.resampling import LevelPixels
-from wsi_saliency.slides.slide import Level, Slide, Spacing, level_of, spacing_of, spacing_of_plain_tiff
+from wsi_saliency.slides.spacing import Spacing, spacing_of, spacing_of_plain_tiff
 from wsi_saliency.slides.wording import library_says
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class OpenSlideRefusal(SlideError):
     """OpenSlide cannot open a file; holds nothing but its reason."""
 
 
-class OpenSlideSlide(Slide):
-    """A slide read by OpenSlide; its handle may be used by several threads at once.
+class OpenSlideReader:
+    """Reads a slide with OpenSlide (a `LevelReader`); its handle may be used by several threads at once.
 
     `OpenSlide.read_region` starts at a whole level-0 pixel and divides by its own downsample. Where this is
     not a whole number, the read starts at a fraction of a level pixel and comes back interpolated; which
@@ -60,8 +60,6 @@ class OpenSlideSlide(Slide):
         The file.
     mpp
         µm per level-0 pixel, in place of what the file says.
-    doubt
-        Why the file is probably damaged, though OpenSlide opens it.
 
     Raises
     ------
@@ -71,53 +69,51 @@ class OpenSlideSlide(Slide):
         If the file is damaged in a way that OpenSlide does not see; with nothing but the reason.
     """
 
-    reader: ClassVar[str] = "openslide"
+    name: ClassVar[str] = "openslide"
 
-    def __init__(self, path: Path, mpp: float | None = None, doubt: str | None = None) -> None:
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
+        self._path = path
         self._handle: openslide.OpenSlide | None = None
         self._file: SlideFile | None = None
         try:
             self._handle = handle = openslide.OpenSlide(path)
-            levels = _levels(handle)
+            self.levels = _levels(handle)
             properties = handle.properties
-            file_format = properties[openslide.PROPERTY_NAME_VENDOR]
-            self._file, self._tiles = _stored_tiles(path, file_format, levels)
-            empty = empty_tiles(self._tiles, filled=file_format == "aperio")
+            self.format = properties[openslide.PROPERTY_NAME_VENDOR]
+            self._file, self._tiles = _stored_tiles(path, self.format, self.levels)
+            self.notes = empty_tiles(self._tiles, filled=self.format == "aperio")
         except BaseException as error:
-            self._release()
+            self.close()
             if isinstance(error, (openslide.OpenSlideError, OSError)):
                 raise OpenSlideRefusal(library_says("OpenSlide", error, path)) from error
             raise
-        super().__init__(
-            path,
-            file_format,
-            levels,
-            _spacing(properties, file_format, mpp),
-            _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER),
-            _bounds(properties),
-            notes=empty,
-            doubt=doubt,
-        )
+        self.spacing = _spacing(properties, self.format, mpp)
+        self.objective_power = _number(properties, openslide.PROPERTY_NAME_OBJECTIVE_POWER)
+        self.bounds = _bounds(properties)
         self._downsamples: tuple[float, ...] = handle.level_downsamples
         handle.set_cache(openslide.OpenSlideCache(CACHE_BYTES))
 
-    def _release(self) -> None:
+    def close(self) -> None:
+        """Let go of the file."""
         handle, self._handle = self._handle, None
         if handle is not None:
             handle.close()
         if self._file is not None:
             self._file.close()
 
-    def _findings(self) -> tuple[str, ...]:
+    def findings(self) -> tuple[str, ...]:
+        """Say how many of the tiles read so far are suspiciously black."""
         return blank_tiles(self._tiles)
 
-    def _anchor(self, level: int) -> int | None:
+    def anchor(self, level: int) -> int | None:
+        """Return `ANCHOR` for a level where reads start at a fraction of a level pixel."""
         downsample = self._downsamples[level]
         size = self.levels[level].size
         drift = abs(downsample - round(downsample)) / downsample * max(size.w, size.h)
         return ANCHOR if drift > _NO_DRIFT else None
 
-    def _read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
+    def read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
+        """Read a box that lies inside a level; `LevelPixels` says where it came to lie."""
         if self._handle is None:
             raise SlideError("the slide is closed")
         stored = self._tiles[level]
@@ -128,7 +124,7 @@ class OpenSlideSlide(Slide):
         try:
             image = self._handle.read_region((x, y), level, (level_w, level_h))
         except openslide.OpenSlideError as error:
-            words = library_says("OpenSlide", error, self.path)
+            words = library_says("OpenSlide", error, self._path)
             raise SlideError(f"the data there are damaged, or the copy is incomplete ({words})") from error
         return LevelPixels(_on_white(image), x / downsample - level_x, y / downsample - level_y)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Size
+from wsi_saliency.slides.levels import LevelPixels, level_of
 from wsi_saliency.slides.readers.stored import SlideFile, StoredTiles, Tile, blank_tiles, empty_tiles, is_raw
 from wsi_saliency.slides.readers.tiff_pages import (
     WHITE_IS_ZERO,
@@ -21,8 +22,6 @@ from wsi_saliency.slides.readers.tiff_pages import (
     open_tiff,
     spacing_and_power,
 )
-from wsi_saliency.slides.resampling import LevelPixels
-from wsi_saliency.slides.slide import Slide, level_of
 from wsi_saliency.slides.wording import library_says
 
 if TYPE_CHECKING:
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
 
     import tifffile
     from numpy.typing import NDArray
+
+    from wsi_saliency.geometry import Region
 
 CACHE_BYTES = 128 * 2**20
 """Decoded tiles or strips kept per slide, so that neighbouring reads do not decode them twice."""
@@ -45,10 +46,11 @@ class _LevelStore(Protocol):
         """Return a box inside the level as (level_h, level_w, samples) uint8."""
 
 
-class TiffSlide(Slide):
-    """A TIFF slide whose structure tifffile reads; data are read under a lock, and decoded outside it.
+class TiffReader:
+    """Reads a TIFF whose structure tifffile knows (a `LevelReader`).
 
-    Levels are the SubIFDs of the first large page, or the smaller pages of the same shape.
+    Data are read under a lock, and decoded outside it. Levels are the SubIFDs of the first large page, or the
+    smaller pages of the same shape.
 
     Parameters
     ----------
@@ -56,8 +58,6 @@ class TiffSlide(Slide):
         The file.
     mpp
         µm per level-0 pixel, in place of what the file says.
-    doubt
-        Why it is this reader that opens the file, if that says something about the file.
 
     Raises
     ------
@@ -65,36 +65,43 @@ class TiffSlide(Slide):
         If the file is damaged, or has other pixels than 8-bit RGB or grey; with nothing but the reason.
     """
 
-    reader: ClassVar[str] = "tifffile"
+    name: ClassVar[str] = "tifffile"
+    format: ClassVar[str] = "tiff"
+    bounds: ClassVar[Region | None] = None
 
-    def __init__(self, path: Path, mpp: float | None = None, doubt: str | None = None) -> None:
+    def __init__(self, path: Path, mpp: float | None = None) -> None:
         self._file = SlideFile(path)
         try:
             with open_tiff(path) as tiff:
                 pages = level_pages(tiff)
                 check_levels(tiff, pages)
-                spacing, power = spacing_and_power(tiff, pages[0], mpp)
+                self.spacing, self.objective_power = spacing_and_power(tiff, pages[0], mpp)
                 self._tiles = [StoredTiles(self._file, page) for page in pages]
                 self._stores = _stores(self._tiles, pages)  # decoders look at the file once more
             self._to_rgb = _rgb_converter(pages[0])
-            empty = empty_tiles(self._tiles)
+            self.notes = empty_tiles(self._tiles)
         # Any exception: which one a damaged file draws from a parser of many formats is its own business.
         except Exception as error:
             self._file.close()
             reason = str(error) if isinstance(error, SlideError) else _damaged("the file", "tifffile", error)
             raise SlideError(reason) from error
         sizes = [Size(page.imagewidth, page.imagelength) for page in pages]
-        levels = tuple(level_of(sizes[0], size) for size in sizes)
-        super().__init__(path, "tiff", levels, spacing, power, notes=empty, doubt=doubt)
+        self.levels = tuple(level_of(sizes[0], size) for size in sizes)
 
-    def _release(self) -> None:
+    def close(self) -> None:
+        """Let go of the file."""
         self._stores = []
         self._file.close()
 
-    def _findings(self) -> tuple[str, ...]:
+    def findings(self) -> tuple[str, ...]:
+        """Say how many of the tiles read so far are suspiciously black."""
         return blank_tiles(self._tiles)
 
-    def _read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
+    def anchor(self, level: int) -> int | None:
+        """Return None: reads start at whole level pixels."""
+
+    def read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
+        """Read a box that lies inside a level."""
         if not self._stores:
             raise SlideError("the slide is closed")
         return LevelPixels(self._to_rgb(self._stores[level].read(level_x, level_y, level_w, level_h)))

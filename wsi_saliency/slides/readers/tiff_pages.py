@@ -13,7 +13,7 @@ from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp
 from wsi_saliency.slides.readers.directories import MAX_DIRECTORIES, check_directories
 from wsi_saliency.slides.readers.stored import JPEG, table_faults
-from wsi_saliency.slides.slide import Spacing, spacing_of, spacing_of_plain_tiff
+from wsi_saliency.slides.spacing import Spacing, spacing_of, spacing_of_plain_tiff
 from wsi_saliency.slides.wording import one_line
 
 if TYPE_CHECKING:
