@@ -35,7 +35,7 @@ from wsi_saliency.report.panels import (
     style,
 )
 from wsi_saliency.report.sheet import examples
-from wsi_saliency.report.wording import method_name
+from wsi_saliency.report.wording import method_name, stage_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -44,11 +44,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from wsi_saliency.evaluation.comparison import Metric
-    from wsi_saliency.evaluation.results import Evaluation, SanityStage, Scored, Stability
+    from wsi_saliency.evaluation.results import Evaluation, Scored, Stability
 
     Facets = dict[tuple[str, Metric], Axes]
 
-INTACT = "intact"
 _NEAR = 0.12  # between methods at one layer, in layers
 
 
@@ -198,10 +197,10 @@ def sanity(evaluation: Evaluation) -> Figure:
     look, seed = _look(evaluation), bootstrap_seed(evaluation)
     for place, axes in panels.items():
         here = [stage for stage in evaluation.sanity if (stage.attribution, stage.layer) == place]
-        stages = distinct(_stage_name(stage) for stage in here)
+        stages = distinct(stage_name(stage) for stage in here)
         for method in distinct(stage.method for stage in here):
             own = [stage for stage in here if stage.method == method]
-            at = [stages.index(_stage_name(stage)) + look.dodge(method, _NEAR) for stage in own]
+            at = [stages.index(stage_name(stage)) + look.dodge(method, _NEAR) for stage in own]
             points(axes, at, [summary(stage.spearman, seed) for stage in own], look, method)
         axes.axhspan(UNCHANGED, 1.05, color="#f4ead6", zorder=0)
         axes.axhline(0, color=CONTROL_COLOUR, linewidth=0.8)
@@ -319,10 +318,6 @@ def _stability_bars(axes: Axes, rows: list[Stability], look: Look) -> None:
 def _mean(numbers: list[float]) -> float:
     known = np.asarray(numbers)[~np.isnan(numbers)]
     return float(known.mean()) if known.size else np.nan
-
-
-def _stage_name(stage: SanityStage) -> str:
-    return stage.module or INTACT
 
 
 _PLOTS: tuple[tuple[str, str, str, Callable[[Evaluation], Figure], Callable[[Evaluation], bool]], ...] = (

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wsi_saliency.evaluation.comparison import Metric, Rival
-    from wsi_saliency.evaluation.results import MapKind
+    from wsi_saliency.evaluation.results import MapKind, SanityStage
     from wsi_saliency.evaluation.statistics import Summary
 
 METRIC_NAME: dict[Metric, str] = {
@@ -73,6 +73,11 @@ def map_name(kind: MapKind) -> str:
 def spoken(kind: MapKind) -> str:
     """Write a method's map in a sentence, such as ``deeplift at layer2 with backward-hook``."""
     return f"{kind.attribution} at {kind.layer} {with_method(kind.method)}"
+
+
+def stage_name(stage: SanityStage) -> str:
+    """Name of the module down to which a network is random."""
+    return stage.module or "intact"
 
 
 def plural(n: int, noun: str) -> str:
