@@ -23,20 +23,21 @@ from __future__ import annotations
 import json
 import logging
 import math
-import xml.etree.ElementTree as ET
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.geometry import Placement
+from wsi_saliency.untrusted_xml import XmlError, parse_xml
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
+    from xml.etree import ElementTree
 
     from wsi_saliency.geometry import Size
 
@@ -289,7 +290,7 @@ def read_annotations(path: Path) -> Annotations:
         drawn = _parsed(path.read_bytes())
     except OSError as error:
         raise SettingsError(f"{path}: cannot be read ({error.strerror}); {_TAKES}") from error
-    except (ValueError, ET.ParseError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise SettingsError(f"{path}: {error}; {_TAKES}") from error
     if drawn.skipped:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(drawn.skipped.items()))
@@ -418,22 +419,14 @@ def _class_name(properties: dict[str, Any]) -> str | None:
     return str(name) if name else None
 
 
-class _NoDoctype(ET.TreeBuilder):
-    """Refuses a document type before its entities are declared, so none can blow up or reach for a file."""
-
-    def doctype(self, *_: str | None) -> NoReturn:
-        raise ValueError("XML with a DOCTYPE, which annotations do not have")
-
-
-def _xml_root(data: bytes) -> ET.Element:
+def _xml_root(data: bytes) -> ElementTree.Element:
     try:
-        root: ET.Element = ET.fromstring(data, parser=ET.XMLParser(target=_NoDoctype()))
-    except LookupError as error:
-        raise ValueError(f"XML of an {error}") from error  # "unknown encoding: …"
-    return root
+        return parse_xml(data)
+    except XmlError as error:
+        raise ValueError(f"its XML {error}") from error
 
 
-def _asap(root: ET.Element) -> _Drawn:
+def _asap(root: ElementTree.Element) -> _Drawn:
     if root.tag != "ASAP_Annotations":
         raise ValueError(f"XML of an unknown format ({root.tag})")
     drawn, areas = _Drawn(), []
@@ -451,12 +444,12 @@ def _asap(root: ET.Element) -> _Drawn:
     return drawn
 
 
-def _asap_class(annotation: ET.Element) -> str | None:
+def _asap_class(annotation: ElementTree.Element) -> str | None:
     group = annotation.get("PartOfGroup", "None")
     return annotation.get("Name") or None if group in ("", "None") else group
 
 
-def _asap_vertices(annotation: ET.Element) -> list[list[float]]:
+def _asap_vertices(annotation: ElementTree.Element) -> list[list[float]]:
     coordinates = annotation.findall("Coordinates/Coordinate")
     try:
         coordinates.sort(key=lambda coordinate: float(coordinate.get("Order", 0)))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tifffile
 
+from tests.helpers.harmful_xml import BOMB, EXTERNAL
 from tests.helpers.slides import noise, pyramid, reduced, write_ome_tiff, write_tiff
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp, Region, Size
@@ -156,17 +157,11 @@ def test_ome_objective_gives_an_estimate(tmp_path: Path) -> None:
         assert slide.objective_power == 40
 
 
-_ENTITIES = "".join(f'<!ENTITY {new} "{f"&{old};" * 20}">' for old, new in zip("abcd", "bcde", strict=True))
-BOMB = (
-    f'<?xml version="1.0"?><!DOCTYPE OME [<!ENTITY a "aaaaaaaaaaaaaaaa">{_ENTITIES}]>'
-    '<OME><Pixels PhysicalSizeX="&e;"/></OME>'
-)
-
-
 @pytest.mark.parametrize(
     ("xml", "words"),
     [
-        (BOMB, "declares entities"),
+        (BOMB.format(root="OME"), "has a document type"),
+        (EXTERNAL.format(root="OME"), "has a document type"),
         ("<OME><Pixels \x1b[31m</OME>", "is damaged"),
         ("<OME>" * 3 + "</OME>", "is damaged"),
     ],

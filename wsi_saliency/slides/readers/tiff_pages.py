@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -15,10 +14,12 @@ from wsi_saliency.slides.readers.directories import MAX_DIRECTORIES, check_direc
 from wsi_saliency.slides.readers.stored import JPEG, table_faults
 from wsi_saliency.slides.spacing import Spacing, spacing_of, spacing_of_plain_tiff
 from wsi_saliency.slides.wording import one_line
+from wsi_saliency.untrusted_xml import XmlError, parse_xml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from xml.etree import ElementTree
 
 _MICROMETRES = {"m": 1e6, "cm": 1e4, "mm": 1e3, "µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "in": 25400.0}
 _RESOLUTION_UNITS = {2: 25400.0, 3: 10000.0}  # TIFF 6.0: inch, centimetre
@@ -124,26 +125,15 @@ def spacing_and_power(
     return spacing_of(given, stated, power), power
 
 
-def parse_xml(text: str) -> ElementTree.Element:
-    """Parse the XML that a file brings along.
-
-    Raises
-    ------
-    SlideError
-        If it is no XML, or declares entities, which can stand for more text than fits the memory.
-    """
-    if "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise SlideError("its OME-XML declares entities, which no slide needs; it is not read")
-    try:
-        return ElementTree.fromstring(text)
-    except (ElementTree.ParseError, ValueError) as error:
-        raise SlideError(f"its OME-XML is damaged ({one_line(error)})") from error
-
-
 def _ome_element(tiff: tifffile.TiffFile, name: str) -> ElementTree.Element | None:
     """First OME element of a name, None if this is no OME-TIFF or has none."""
     metadata = tiff.ome_metadata
-    return parse_xml(metadata).find(f".//{{*}}{name}") if metadata else None
+    if not metadata:
+        return None
+    try:
+        return parse_xml(metadata).find(f".//{{*}}{name}")
+    except XmlError as error:
+        raise SlideError(f"its OME-XML {one_line(error)}") from error
 
 
 def _ome_mpp(tiff: tifffile.TiffFile) -> Mpp | None:
