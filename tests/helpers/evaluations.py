@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -24,6 +24,8 @@ METHODS = ("none", "backward-hook", "forward-hook", "surrogate")
 ATTRIBUTIONS = ("gradient", "deeplift", "gradcam")
 QUALITY = {"none": 0.0, "backward-hook": 0.6, "forward-hook": -0.3, "surrogate": 0.3}
 ROUGHNESS = {"none": 1.0, "backward-hook": 0.45, "forward-hook": 0.3, "surrogate": 0.6}
+
+BACKWARD = MapKind("backward-hook", "gradient", "layer2", 8)
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,29 @@ def kinds(shape: Shape) -> list[MapKind]:
         MapKind(None, None, None, None, "centred-gaussian"),
         *blurred,
     ]
+
+
+def shifted(evaluation: Evaluation, kind: MapKind, insertion: float, deletion: float = 0.0) -> Evaluation:
+    """Make one kind of map's areas those of ``none`` plus the same amount on all patches."""
+    plain = next(s for s in evaluation.scored if s.kind.method == "none")
+    scored = [
+        replace(s, insertion=plain.insertion + insertion, deletion=plain.deletion + deletion)
+        if s.kind == kind
+        else s
+        for s in evaluation.scored
+    ]
+    return replace(evaluation, scored=scored)
+
+
+def with_an_unchanged_map() -> Evaluation:
+    """Make an evaluation whose second of two maps is hardly another when the network is random."""
+    scores = np.full(SMALL.patches, 0.5)
+    stages = [
+        SanityStage(method, "gradcam", "layer4", module, np.full(SMALL.patches, rho), scores, scores)
+        for method, last in (("none", 0.1), ("backward-hook", -0.8))
+        for module, rho in ((None, 1.0), ("fc", 0.9), ("conv1", last))
+    ]
+    return replace(made_evaluation(SMALL), sanity=stages)
 
 
 def _quality(kind: MapKind) -> float:

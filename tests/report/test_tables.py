@@ -5,9 +5,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from tests.helpers.evaluations import ATTRIBUTIONS, LAYERS, METHODS, SMALL, Shape, made_evaluation
+from tests.helpers.evaluations import (
+    ATTRIBUTIONS,
+    LAYERS,
+    METHODS,
+    SMALL,
+    Shape,
+    made_evaluation,
+    with_an_unchanged_map,
+)
 from wsi_saliency.evaluation.comparison import compare
-from wsi_saliency.evaluation.results import Localised, SanityStage
+from wsi_saliency.evaluation.results import Localised
 from wsi_saliency.evaluation.statistics import summary
 from wsi_saliency.report import tables
 from wsi_saliency.report.parts import Table, mean_cell
@@ -55,13 +63,7 @@ def test_a_metric_that_was_not_measured_has_no_column() -> None:
 
 
 def test_a_map_that_hardly_changes_is_marked_at_its_last_stage() -> None:
-    ones = np.full(20, 0.5)
-    stages = [
-        SanityStage(method, "gradcam", "layer4", module, np.full(20, rho), ones, ones)
-        for method, last in (("none", 0.1), ("surrogate", -0.8))
-        for module, rho in ((None, 1.0), ("fc", 0.9), ("conv1", last))
-    ]
-    table = tables.sanity(replace(made_evaluation(SMALL), sanity=stages))
+    table = tables.sanity(with_an_unchanged_map())
     assert column(table, "Random down to") == 2 * ["intact", "fc", "conv1"]
     marks = [[cell.mark.word if cell.mark else "" for cell in row.cells] for row in table.rows]
     assert marks[-1] == ["", "", "", "", "unchanged", "", ""]

@@ -10,13 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.evaluations import ATTRIBUTIONS, LAYERS, METHODS, SMALL, Shape, area, made_evaluation
+from tests.helpers.evaluations import (
+    ATTRIBUTIONS,
+    LAYERS,
+    METHODS,
+    SMALL,
+    Shape,
+    area,
+    made_evaluation,
+    with_an_unchanged_map,
+)
 from wsi_saliency.errors import OutputError
 from wsi_saliency.evaluation.comparison import compare
-from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, SanityStage, Scored
+from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, SanityStage
 from wsi_saliency.evaluation.statistics import paired, summary, verdict
-from wsi_saliency.report.wording import decimals, interval, listing, number
-from wsi_saliency.report.writing import findings, metrics_csv, write_report
+from wsi_saliency.report.findings import findings
+from wsi_saliency.report.writing import metrics_csv, write_report
 
 WIDE = Shape(METHODS[:3], ATTRIBUTIONS[:2], LAYERS[2:4], patches=30, steps=7, extras=True)
 
@@ -40,21 +49,6 @@ def folder(evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture(scope="module")
 def metrics(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text("utf-8"), parse_constant=refused)
-
-
-def shifted(evaluation: Evaluation, kind: MapKind, insertion: float, deletion: float = 0.0) -> Evaluation:
-    """Make one kind of map's areas those of ``none`` plus the same amount on all patches."""
-    plain = next(s for s in evaluation.scored if s.kind.method == "none")
-    scored = [
-        replace(s, insertion=plain.insertion + insertion, deletion=plain.deletion + deletion)
-        if s.kind == kind
-        else s
-        for s in evaluation.scored
-    ]
-    return replace(evaluation, scored=scored)
-
-
-BACKWARD = MapKind("backward-hook", "gradient", "layer2", 8)
 
 
 def test_all_files_are_there(folder: Path) -> None:
@@ -112,28 +106,6 @@ def test_plain_maps_and_controls_have_no_rival_of_their_own(metrics: dict[str, A
             assert rivals == {"random", "centred-gaussian"}
 
 
-def test_permuted_patches_give_the_same_figures(evaluation: Evaluation) -> None:
-    order = np.random.default_rng(3).permutation(30)
-    fields = ("insertion_curves", "deletion_curves", "insertion", "deletion", "total_variation")
-    fields += ("phase_stability",)
-    scored = [replace(s, **{f: getattr(s, f)[order] for f in fields}) for s in evaluation.scored]
-    permuted, original = compare(replace(evaluation, scored=scored)), compare(evaluation)
-    assert str(permuted) == str(original)  # nan is not equal to itself
-
-
-def test_a_map_like_none_differs_from_it_by_nothing() -> None:
-    made = shifted(made_evaluation(SMALL), BACKWARD, 0.0)
-    found = next(c for c in compare(made) if c.kind == BACKWARD).against["none"]["insertion"]
-    assert vars(found.summary) == {"n": 40, "mean": 0.0, "std": 0.0, "low": 0.0, "high": 0.0}
-    assert found.verdict == "undecided"
-
-
-def test_the_seed_of_the_settings_is_that_of_the_intervals(evaluation: Evaluation) -> None:
-    other = replace(evaluation, facts=evaluation.facts | {"settings": {"seed": 7}})
-    assert compare(other)[0].scores["insertion"] == summary(evaluation.scored[0].insertion, 7)
-    assert compare(replace(evaluation, facts={})) == compare(evaluation)
-
-
 def test_further_results_are_written(evaluation: Evaluation, metrics: dict[str, Any]) -> None:
     assert metrics["stability"][0] == vars(evaluation.stability[0])
     first, phase = metrics["phase"][0], evaluation.phase[0]
@@ -166,6 +138,12 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     assert written["facts"]["odd"] == [None, None, 0.5, 3, "x", [1, None]]
     assert written["localised"][0]["auroc"] is None
     assert written["sanity"][0]["spearman"] == {"n": 0, "mean": None, "std": None, "low": None, "high": None}
+
+
+def test_a_map_that_does_not_change_is_flagged(tmp_path: Path) -> None:
+    write_report(with_an_unchanged_map(), tmp_path)
+    written = json.loads((tmp_path / "metrics.json").read_text("utf-8"))["sanity"]
+    assert [stage["unchanged"] for stage in written] == [False, False, False, False, False, True]
 
 
 def test_csv_agrees_with_json(folder: Path, metrics: dict[str, Any]) -> None:
@@ -230,222 +208,3 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match=r"file.*cannot be written"):
         write_report(made_evaluation(SMALL), tmp_path / "file")
-
-
-def test_the_best_map_is_named_first() -> None:
-    said = findings(shifted(made_evaluation(SMALL), BACKWARD, 0.1, -0.1))
-    assert said[0].startswith(
-        "Which map finds what is enough for the classifier? Of 2 maps, gradient at layer2"
-    )
-    assert "(insertion 0." in said[0]
-    assert said[0].endswith(
-        "It is better than a plain blur as smooth, a random map and a spot in the middle of the patch. "
-        "The other is worse."
-    )
-    assert "gradient at layer2 with backward-hook" in said[1]
-    assert "(deletion 0." in said[1]
-
-
-def test_maps_that_the_patches_cannot_tell_apart_are_named() -> None:
-    said = findings(shifted(made_evaluation(SMALL), BACKWARD, 0.0))
-    best, other = "with backward-hook", "without smoothing"
-    if best not in said[0].split("(")[0]:
-        best, other = other, best
-    assert said[0].endswith(f"These patches cannot tell it from gradient at layer2 {other}.")
-
-
-@pytest.mark.parametrize(
-    ("insertion", "deletion", "words"),
-    [
-        (0.1, -0.1, "better (insertion +0.100 [+"),
-        (-0.2, 0.2, "worse (insertion −0.200 [−0.200, −0.200], deletion +0.200 [0.200, 0.200])"),
-        (0.1, 0.1, "undecided (insertion +0.100"),
-        (0.0, 0.1, "worse (insertion 0.000"),
-    ],
-)
-def test_a_single_map_is_set_against_the_one_without_smoothing(
-    insertion: float, deletion: float, words: str
-) -> None:
-    said = findings(shifted(made_evaluation(SMALL), BACKWARD, insertion, deletion))
-    line = next(s for s in said if s.startswith("Does backward-hook make maps more faithful?"))
-    assert f"against the same map without smoothing, {words.replace('[+', '[')}" in line
-
-
-@pytest.mark.parametrize(
-    ("insertion", "deletion", "blur", "meaning"),
-    [
-        (-0.2, 0.2, -0.3, "So it costs faithfulness"),
-        (0.0, 0.0, 0.0, "So no gain or cost shows"),
-        (0.1, -0.1, 0.05, "So it makes maps more faithful, and more than a blur does."),
-        (0.1, -0.1, 0.1, "So it makes maps more faithful, but a plain blur does as much."),
-    ],
-)
-def test_what_the_verdicts_mean_for_the_choice(
-    insertion: float, deletion: float, blur: float, meaning: str
-) -> None:
-    made = shifted(made_evaluation(SMALL), BACKWARD, insertion, deletion)
-    made = shifted(made, replace(BACKWARD, control="blurred-none"), blur, -blur)
-    line = next(s for s in findings(made) if s.startswith("Does backward-hook"))
-    assert meaning in line
-
-
-def placed(evaluation: Evaluation, places: dict[str, tuple[float, float]]) -> Evaluation:
-    """Give layers' maps of gradients a faithfulness and a phase stability; controls have less of both."""
-
-    def move(s: Scored) -> Scored:
-        faithful, steady = places.get(s.kind.layer or "", (-0.5, 0.0)) if not s.kind.control else (-0.5, 0.0)
-        jitter = np.linspace(-0.01, 0.01, len(s.insertion))
-        return replace(
-            s, insertion=0.5 + jitter, deletion=0.5 - faithful + 0 * jitter, phase_stability=steady + jitter
-        )
-
-    return replace(evaluation, scored=[move(s) for s in evaluation.scored])
-
-
-def test_maps_that_none_surpasses_in_both_are_named_for_the_choice() -> None:
-    made = made_evaluation(Shape(METHODS[:1], ATTRIBUTIONS[:1], LAYERS[1:5]))
-    places = {"conv1": (0.1, 0.95), "layer1": (0.3, 0.2), "layer2": (0.2, 0.7), "layer3": (0.15, 0.7)}
-    (line,) = [s for s in findings(placed(made, places)) if s.startswith("Which map to choose")]
-    order = ["gradient at layer1", "gradient at layer2", "gradient at conv1"]
-    assert [line.index(name) for name in order] == sorted(line.index(name) for name in order)
-    assert "layer2 without smoothing (insertion − deletion 0.200, phase stability 0.70)" in line
-    assert "layer3" not in line
-    (line,) = [s for s in findings(placed(made, {"layer2": (0.2, 0.7)})) if s.startswith("Which map to ch")]
-    assert line.endswith("phase stability 0.70): no other map is more faithful, and none steadier.")
-
-
-def test_a_map_that_knows_nothing_of_the_classifier_is_not_for_the_choice() -> None:
-    made = made_evaluation(Shape(METHODS[:1], ATTRIBUTIONS[:1], LAYERS[2:4]))
-    said = findings(placed(made, {"layer1": (0.3, 0.2), "layer2": (-0.6, 0.99)}))
-    line = next(s for s in said if s.startswith("Which map to choose"))
-    assert "layer2" not in line
-    assert not any(s.startswith("Which map to choose") for s in findings(made))  # nothing was moved
-
-
-def test_phase_stability_is_said_for_each_method() -> None:
-    line = next(s for s in findings(made_evaluation(WIDE)) if "lain elsewhere" in s)
-    assert "total stride (32 px)" in line
-    assert "without smoothing, 0." in line
-    assert line.endswith("as well as the tissue.")
-    made = made_evaluation(Shape(METHODS[:1], ATTRIBUTIONS[:1], LAYERS[2:4]))
-    steady = placed(made, {"layer1": (0.3, 0.97), "layer2": (0.1, 0.95)})
-    assert any(
-        "lain elsewhere" in s
-        and s.endswith("0.96 without smoothing. From 0.9 on, that is as good as the same map.")
-        for s in findings(steady)
-    )
-
-
-def test_many_maps_are_counted() -> None:
-    line = next(s for s in findings(made_evaluation(WIDE)) if s.startswith("Does forward-hook make"))
-    compared = [c for c in compare(made_evaluation(WIDE)) if c.kind.method == "forward-hook"]
-    words = [
-        {c.against["none"][metric].verdict for metric in ("insertion", "deletion")}
-        for c in compared
-        if not c.kind.control
-    ]
-    worse = sum("worse" in verdicts and "better" not in verdicts for verdicts in words)
-    assert f"against the same map without smoothing, of {len(words)} maps" in line
-    assert f"{worse} worse" in line.split(";")[0]
-    assert len(findings(made_evaluation(WIDE))) < 15
-
-
-def test_maps_that_do_not_beat_a_blind_one_are_named() -> None:
-    made = made_evaluation(SMALL)
-    bad = findings(shifted(made, BACKWARD, -0.4, 0.4))
-    line = next(s for s in bad if s.startswith("Do the maps know anything of the classifier?"))
-    assert "beat both" in line
-    assert line.endswith("gradient at layer2 with backward-hook.")
-    good = shifted(shifted(made, BACKWARD, 0.2, -0.2), replace(BACKWARD, method="none"), 0.2, -0.2)
-    assert any("2 of 2 maps beat both. So they do." in s for s in findings(good))
-
-
-def test_no_sentence_reads_as_if_no_map_were_meant() -> None:
-    shape = replace(WIDE, methods=METHODS)
-    for sentence in findings(made_evaluation(shape)):
-        assert "none" not in sentence.replace("--", " ").split()
-        assert " of none" not in sentence
-
-
-def test_few_patches_give_no_verdict() -> None:
-    said = findings(made_evaluation(replace(SMALL, patches=5)))
-    assert not any("better than" in s or "more faithful" in s for s in said)
-
-
-def test_cautions_come_first() -> None:
-    made = made_evaluation(replace(SMALL, patches=5))
-    rows = [row | {"probability": 0.1} for row in made.patch_rows]
-    facts = made.facts | {"settings": {"score_on": "method"}}
-    said = findings(replace(made, patch_rows=rows, facts=facts))
-    assert said[0].startswith("Few patches (5)")
-    assert said[1].startswith("On only 0 of 5 patches does the classifier see the target")
-    assert "not methods" in said[2]
-    assert not any(s.startswith(("Few", "On only")) for s in findings(made_evaluation(SMALL)))
-
-
-def test_a_map_that_does_not_change_is_flagged(tmp_path: Path) -> None:
-    scores = np.full(40, 0.5)
-
-    def stages(method: str, last: float) -> list[SanityStage]:
-        steps = ((None, 1.0), ("fc", 0.9), ("conv1", last))
-        return [
-            SanityStage(method, "gradcam", "layer4", module, np.full(40, rho), scores, scores)
-            for module, rho in steps
-        ]
-
-    made = replace(made_evaluation(SMALL), sanity=stages("none", 0.1) + stages("backward-hook", -0.8))
-    said = next(s for s in findings(made) if s.startswith("Sanity"))
-    assert "1 of 2 maps hardly changed" in said
-    assert "Do not rely on gradcam at layer4 with backward-hook" in said
-    assert "without smoothing" not in said
-    write_report(made, tmp_path)
-    written = json.loads((tmp_path / "metrics.json").read_text("utf-8"))["sanity"]
-    assert [stage["unchanged"] for stage in written] == [False, False, False, False, False, True]
-    good = replace(made, sanity=stages("none", 0.1))
-    said = next(s for s in findings(good) if s.startswith("Sanity"))
-    assert "every map is another: rank correlation with the original at most 0.10" in said
-
-
-def test_maps_and_patch_probabilities_are_set_side_by_side() -> None:
-    kind = MapKind("none", "gradient", "layer2", 8)
-    rows = [
-        Localised("a", BACKWARD, 0.9, 0.5, True, 0.2),
-        Localised("b", BACKWARD, 0.8, 0.5, True, 0.2),
-        Localised("a", kind, 0.86, 0.5, True, 0.2),
-        Localised("b", kind, math.nan, math.nan, True, 0.0),
-        Localised("a", None, 0.95, 0.5, True, 0.2),
-    ]
-    said = findings(replace(made_evaluation(SMALL), localised=rows))[-1]
-    assert "Best does gradient at layer2 without smoothing: AUROC 0.860" in said
-    assert "patch probabilities reach 0.950. So regions are better found by these" in said
-
-
-def test_findings_hold_no_slide_names() -> None:
-    assert not any("secret" in s for s in findings(made_evaluation(replace(WIDE, slide="secret.svs"))))
-
-
-def test_changed_predictions_are_told() -> None:
-    said = findings(made_evaluation(WIDE))
-    line = next(s for s in said if "change what the classifier says" in s)
-    assert "] with forward-hook" in line
-    assert "backward-hook" not in line
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "digits"), [(0, 0, 3), (-1, 1, 3), (0.1, 0.15, 3), (0, 0.004, 4), (0, 3e-9, 6)]
-)
-def test_digits_follow_the_interval(low: float, high: float, digits: int) -> None:
-    assert decimals(replace(summary(np.zeros(3)), low=low, high=high)) == digits
-
-
-def test_numbers_are_written_plainly() -> None:
-    assert number(-0.0123, signed=True) == "−0.012"
-    assert number(0.0123, signed=True) == "+0.012"
-    assert number(-0.0001, signed=True) == "0.000"
-    assert number(math.nan) == "–"
-    assert interval(replace(summary(np.zeros(3)), low=-0.02, high=0.0)) == "[−0.020, 0.000]"
-    assert [listing(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == [
-        "a",
-        "a and b",
-        "a, b and c",
-    ]
