@@ -1,22 +1,41 @@
-"""Text from files and from the command line on its way to a terminal."""
+"""Text from files and from the command line, made fit for where it goes.
+
+It may hold any character: names of slides, metadata of weights, what libraries say of either. `printable` is
+for a terminal, `one_line` for a message of the program's, `storable` for a file that others read.
+"""
 
 from __future__ import annotations
 
 import logging
 import re
 
+_LONGEST = 300  # characters of somebody else's words in a message
+
 # C0 and C1 controls, line separators, marks that turn the direction of writing, and bytes that were no text.
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]",
 )
 
+_NOT_STORABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
 
 def printable(text: str) -> str:
-    r"""Return text in one line that cannot steer a terminal: controls become escapes such as ``\x1b``.
-
-    Names of slides, metadata of weights and whatever else comes from outside may hold any character.
-    """
+    r"""Return text in one line that cannot steer a terminal: controls become escapes such as ``\x1b``."""
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def one_line(text: object) -> str:
+    """Return `printable` words with single spaces between them, cut to 300 characters."""
+    words = printable(" ".join(str(text)[: 4 * _LONGEST].split()))
+    return words if len(words) <= _LONGEST else f"{words[: _LONGEST - 1]}…"
+
+
+def storable(text: str) -> str:
+    """Return text with U+FFFD for what not every format can hold: controls and undecodable bytes of names.
+
+    XML cannot hold them, nor can the JSON that strict readers take.
+    """
+    return _NOT_STORABLE.sub("\ufffd", text)
 
 
 class PrintableFormatter(logging.Formatter):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from wsi_saliency.heatmap.pyramid import printable
+from wsi_saliency.messages import storable
 
 INK, FAINT_INK = "#1c1c22", "#6b6b75"
 _NO_CHARACTER = "\uffff"
@@ -30,8 +30,8 @@ def font(px: float, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 def drawable(text: str, face: ImageFont.FreeTypeFont) -> str:
     """Put a box for each character that the font cannot draw."""
     unknown = bytes(face.getmask(_NO_CHARACTER))
-    known = {c: c.isspace() or bytes(face.getmask(c)) != unknown for c in set(printable(text))}
-    return "".join(c if known[c] else _BOX for c in printable(text))
+    known = {c: c.isspace() or bytes(face.getmask(c)) != unknown for c in set(storable(text))}
+    return "".join(c if known[c] else _BOX for c in storable(text))
 
 
 def shortened(text: str, face: ImageFont.FreeTypeFont, width: float) -> str:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from wsi_saliency.geometry import Mpp, Placement, Size
+from wsi_saliency.messages import storable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -25,15 +25,12 @@ COARSEST = 512
 STATISTICS_CELLS = 4_000_000
 """Percentiles are taken from about this many cells of the finest level, spread evenly."""
 
-_UNPRINTABLE = re.compile("[^\x20-\x7e\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-
 
 @dataclass(frozen=True)
 class HeatmapInfo:
     """What a heatmap's files say about themselves.
 
-    Control characters in texts, and the undecodable bytes of a file name, become U+FFFD: XML cannot hold
-    them, nor can the JSON that strict readers take.
+    Texts are made `storable`.
 
     Parameters
     ----------
@@ -59,8 +56,8 @@ class HeatmapInfo:
     details: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        details = {printable(key): printable(text) for key, text in self.details.items()}
-        texts = {"slide_name": printable(self.slide_name), "channel": printable(self.channel)}
+        details = {storable(key): storable(text) for key, text in self.details.items()}
+        texts = {"slide_name": storable(self.slide_name), "channel": storable(self.channel)}
         for name, value in {**texts, "details": details}.items():
             object.__setattr__(self, name, value)
 
@@ -131,11 +128,6 @@ class Window:
     def showing(self, start: float, end: float) -> Window:
         """Display the values from ``start`` to ``end`` instead; the range is widened to hold them."""
         return Window(min(self.lowest, start), max(self.highest, end), start, end)
-
-
-def printable(text: str) -> str:
-    """Put U+FFFD for what not every format can hold: control characters and lone surrogates."""
-    return _UNPRINTABLE.sub("\ufffd", text)
 
 
 def level_count(size: Size) -> int:

@@ -21,7 +21,8 @@ from torch.nn.modules.module import (
 from torch.utils._pytree import tree_leaves
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.wording import bytes_in_words, plain, some
+from wsi_saliency.messages import one_line
+from wsi_saliency.models.wording import bytes_in_words, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -81,7 +82,7 @@ def build_module(architecture: str, weights: Weights, classes: int | None, heads
     try:
         module.load_state_dict(_fitted(module, weights, heads, architecture), strict=False)
     except RuntimeError as error:
-        raise ModelError(f"{weights.path} does not fit {architecture} ({plain(str(error))})") from error
+        raise ModelError(f"{weights.path} does not fit {architecture} ({one_line(error)})") from error
     return module
 
 
@@ -128,9 +129,9 @@ def _create(architecture: str, weights: Weights, classes: int | None) -> nn.Modu
             "choose another --model timm:NAME"
         ) from error
     except Exception as error:  # arguments that nobody has thought of raise anything
-        varied = f" with its model_args {plain(str(arguments))}" if arguments else ""
+        varied = f" with its model_args {one_line(str(arguments))}" if arguments else ""
         raise ModelError(
-            f"{weights.path}: timm cannot build {architecture}{varied} ({plain(str(error))})"
+            f"{weights.path}: timm cannot build {architecture}{varied} ({one_line(error)})"
         ) from error
     return module
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.messages import one_line
 from wsi_saliency.models.torchscript import is_torchscript, state_of_torchscript
-from wsi_saliency.models.wording import bytes_in_words, plain, some
+from wsi_saliency.models.wording import bytes_in_words, some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -129,7 +130,7 @@ def _refusals(path: Path) -> Iterator[None]:
         if code is None:
             raise _damaged(path, error) from error
         raise ModelError(
-            f"{path} would have to run pickled code ({plain(code[1])}) and is refused; {AS_STATE_DICT}"
+            f"{path} would have to run pickled code ({one_line(code[1])}) and is refused; {AS_STATE_DICT}"
         ) from error
     except Exception as error:  # a damaged archive or pickle raises whatever its bytes happen to say
         raise _damaged(path, error) from error
@@ -155,7 +156,7 @@ def _state_of(path: Path, checkpoint: object) -> tuple[dict[str, Tensor], str | 
     if "pytorch-lightning_version" in checkpoint:
         checked = _lightning_model(checked)
     arch = checkpoint.get("arch")  # timm's training script writes it
-    return checked, plain(arch) if isinstance(arch, str) else None
+    return checked, one_line(arch) if isinstance(arch, str) else None
 
 
 def _checked(path: Path, state: Mapping[Any, Any]) -> dict[str, Tensor]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.messages import one_line
 from wsi_saliency.models.memory import bytes_of_memory, pass_bytes
-from wsi_saliency.models.wording import bytes_in_words, plain
+from wsi_saliency.models.wording import bytes_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -283,4 +284,4 @@ def _shortened(names: Sequence[str], shown: int = 4) -> str:
 
 
 def _first_line(error: Exception) -> str:
-    return plain((str(error).strip() or type(error).__name__).splitlines()[0])
+    return one_line((str(error).strip() or type(error).__name__).splitlines()[0])

@@ -15,7 +15,7 @@ from huggingface_hub.utils.tqdm import (
 )
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.wording import plain
+from wsi_saliency.messages import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,4 +72,4 @@ def _bar() -> Iterator[None]:
 def _reason(error: Exception) -> str:
     """First sentence of the error, on one line."""
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return plain(first.split(". ")[0].rstrip("."))
+    return one_line(first.split(". ")[0].rstrip("."))

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 import timm
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.messages import one_line
 from wsi_saliency.models.building import build_module
 from wsi_saliency.models.classifier import Classifier
 from wsi_saliency.models.weights import Weights, read_weights
-from wsi_saliency.models.wording import plain, some
+from wsi_saliency.models.wording import some
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,7 +88,7 @@ def build(architecture: str, weights: Weights, uri: str) -> Classifier:
 def _config(architecture: str) -> Any:
     """Return timm's description of the architecture."""
     if not timm.is_model(architecture):
-        raise ModelError(f"timm has no architecture {plain(architecture)!r}{_close_matches(architecture)}")
+        raise ModelError(f"timm has no architecture {one_line(architecture)!r}{_close_matches(architecture)}")
     try:
         return timm.get_pretrained_cfg(architecture)
     except RuntimeError as error:  # "resnet18.nonsense": the architecture exists, the tag does not

@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.messages import one_line
 from wsi_saliency.models.checkpoints import read_before_zip, read_zipped
 from wsi_saliency.models.filetypes import kind_of, read_head, what_is
 from wsi_saliency.models.sources import SUFFIXES
-from wsi_saliency.models.wording import bytes_in_words, plain
+from wsi_saliency.models.wording import bytes_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -131,7 +132,7 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description]:
             metadata = file.metadata() or {}
     except SafetensorError as error:
         raise ModelError(
-            f"{path} is a damaged or cut safetensors file ({plain(str(error))}); copy or download it again"
+            f"{path} is a damaged or cut safetensors file ({one_line(error)}); copy or download it again"
         ) from error
     return state, _described(metadata, path)
 
@@ -153,7 +154,7 @@ def _described(metadata: Mapping[str, str], path: Path) -> Description:
                 fields[key] = parse(metadata[key])
             except (ValueError, RecursionError) as error:
                 raise ModelError(
-                    f"{path}: metadata {key!r} is {plain(metadata[key])!r} ({plain(str(error))})"
+                    f"{path}: metadata {key!r} is {one_line(metadata[key])!r} ({one_line(error)})"
                 ) from error
     return Description(**fields)
 
@@ -192,7 +193,7 @@ def _names(text: str) -> tuple[str, ...]:
     values = json.loads(text)
     if not (isinstance(values, list) and values and all(isinstance(v, str) for v in values)):
         raise ValueError("has to be a JSON list of names")
-    return tuple(plain(value) for value in values)
+    return tuple(one_line(value) for value in values)
 
 
 def _arguments(text: str) -> dict[str, Any]:
@@ -203,12 +204,12 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 _METADATA: Mapping[str, Callable[[str], object]] = {
-    "architecture": plain,
+    "architecture": one_line,
     "model_args": _arguments,
     "patch": _pixels,
     "mpp": _positive,
     "mean": _three_numbers,
     "std": _three_positive,
     "class_names": _names,
-    "note": plain,
+    "note": one_line,
 }

@@ -1,24 +1,14 @@
-"""Wording: what a file says, made fit for a message."""
+"""Wording: names and numbers of bytes in messages."""
 
 from __future__ import annotations
 
-_MOST = 300  # characters; what is longer is no name and no note
-
-
-def plain(text: str) -> str:
-    """Return a text on one line, cut to 300 characters, with U+FFFD for what cannot be printed.
-
-    A weights file can say anything, and a terminal obeys control characters.
-    """
-    words = " ".join(text[: 4 * _MOST].split())
-    printable = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in words)
-    return printable if len(printable) <= _MOST else f"{printable[: _MOST - 1]}…"
+from wsi_saliency.messages import one_line
 
 
 def some(names: list[str], shown: int = 3) -> str:
     """List the first of some names, and say how many more there are."""
     more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(plain(name) for name in names[:shown]) + more
+    return ", ".join(one_line(name) for name in names[:shown]) + more
 
 
 def bytes_in_words(n: int) -> str:

@@ -1,24 +1,13 @@
-"""Words of others in messages: what libraries and files say, as one short printable line."""
+"""Wording: what a library says about a slide."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from wsi_saliency.messages import printable
+from wsi_saliency.messages import one_line
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-_LONGEST = 200  # characters
-
-
-def one_line(text: object) -> str:
-    """Return a text without line breaks and control characters, cut to 200 characters.
-
-    A file can hold anything where a name should be, colours and cursor movements of a terminal included.
-    """
-    words = printable(" ".join(str(text).split()))
-    return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
 
 
 def library_says(library: str, error: Exception, path: Path | None = None) -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from wsi_saliency.errors import SlideError
-from wsi_saliency.slides.wording import one_line
+from wsi_saliency.messages import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -10,10 +10,10 @@ import tifffile
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp
+from wsi_saliency.messages import one_line
 from wsi_saliency.slides.readers.directories import MAX_DIRECTORIES, check_directories
 from wsi_saliency.slides.readers.stored import JPEG, table_faults
 from wsi_saliency.slides.spacing import Spacing, spacing_of, spacing_of_plain_tiff
-from wsi_saliency.slides.wording import one_line
 from wsi_saliency.untrusted_xml import XmlError, parse_xml
 
 if TYPE_CHECKING:
