@@ -198,7 +198,9 @@ def measured(subject: Subject, candidates: Sequence[Candidate], cases: Sequence[
 def slide_map(subject: Subject, candidate: Candidate, slide: Path, folder: Path) -> Result:
     """Map a slide as `run` does, or take the map that is there."""
     n = candidate.network
-    settings = RunSettings(subject.settings.model, None, n.method, n.attribution, layer=n.layer)
+    settings = RunSettings(
+        model=subject.settings.model, method=n.method, attribution=n.attribution, layer=n.layer
+    )
     explain = partial(explain_slide, slide, folder, settings, explainer=subject.explainer(candidate))
     result = explain()
     return explain(overwrite=True) if result.differences else result
@@ -287,7 +289,7 @@ def main(
     **compared: tuple[str, ...],
 ) -> None:
     """Lay out, map, score, and print the tables."""
-    settings = EvaluationSettings(model, target=positive, **compared)
+    settings = EvaluationSettings(model=model, target=positive, **compared)
     subject = Subject.of(settings)
     overview = replace(settings, methods=("none",), attributions=("gradcam",), layers=("last",))
     candidates = [*subject.compared, *Subject.of(overview).compared]

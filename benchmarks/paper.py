@@ -99,7 +99,9 @@ def on_drawn_tumour(n: int) -> Study:
 
 def on_slides(model: str, weights: Path | None, surrogate: Path | None, slides: list[Path], n: int) -> Study:
     """Take any classifier, and patches of slides that it takes for its target."""
-    settings = EvaluationSettings(model, weights, surrogate=surrogate, patches=n, predicted_positive=True)
+    settings = EvaluationSettings(
+        model=model, weights=weights, surrogate=surrogate, patches=n, predicted_positive=True
+    )
     subject = Subject.of(settings)
     patches = subject.sample(slides, progress=True)
     images = subject.classifier.normalised(patches.patches, subject.device)

@@ -75,7 +75,11 @@ def cost(subject: Subject, candidate: Candidate, slide: Path, overlaps: Sequence
     n, spent = candidate.network, []
     for overlap in overlaps:
         settings = RunSettings(
-            subject.settings.model, None, n.method, n.attribution, layer=n.layer, overlap=overlap
+            model=subject.settings.model,
+            method=n.method,
+            attribution=n.attribution,
+            layer=n.layer,
+            overlap=overlap,
         )
         with tempfile.TemporaryDirectory() as folder:
             record = explain_slide(
@@ -110,7 +114,7 @@ def main(
     **compared: tuple[str, ...],
 ) -> None:
     """Print the tables."""
-    subject = Subject.of(EvaluationSettings(model, target=target, **compared))
+    subject = Subject.of(EvaluationSettings(model=model, target=target, **compared))
     grids = [Grid(overlap, move) for overlap in overlaps for move in (None, *moves)]
     table(subject.compared, {at: correlations(subject, slide, round(mpx * 1e6), at) for at in grids})
     if costs:

@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluation.causal import insertion_deletion as insertion_deletion
     from wsi_saliency.evaluation.metrics import total_variation as total_variation
     from wsi_saliency.evaluation.phase import phase_stability as phase_stability
-    from wsi_saliency.evaluation_settings import EvaluationSettings as EvaluationSettings
     from wsi_saliency.models.loading import load_classifier as load_classifier
     from wsi_saliency.saliency.patches import PatchExplainer as PatchExplainer
     from wsi_saliency.saliency.patches import explain_patches as explain_patches
     from wsi_saliency.saliency.smoothing import smoothed as smoothed
     from wsi_saliency.saliency.surrogate import Surrogate as Surrogate
     from wsi_saliency.saliency.surrogate_training import train_surrogate as train_surrogate
+    from wsi_saliency.settings import EvaluationSettings as EvaluationSettings
     from wsi_saliency.settings import RunSettings as RunSettings
     from wsi_saliency.slides.opening import open_slide as open_slide
     from wsi_saliency.workflows.evaluate import evaluate_slide as evaluate_slide
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from wsi_saliency.workflows.explain import load_explainer as load_explainer
 
 _HOMES = {
-    "EvaluationSettings": "evaluation_settings",
+    "EvaluationSettings": "settings",
     "evaluate_slide": "workflows.evaluate",
     "evaluate_slides": "workflows.evaluate",
     "insertion_deletion": "evaluation.causal",

@@ -16,7 +16,7 @@ from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.evaluation.causal import CausalScorer, Curves, blurred, insertion_deletion, substrate
 from wsi_saliency.evaluation.controls import random_maps
 from wsi_saliency.evaluation.metrics import upsampled
-from wsi_saliency.evaluation_settings import SUBSTRATES
+from wsi_saliency.settings import SUBSTRATES
 
 
 class Intensity(nn.Module):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from wsi_saliency.models.loading import load_classifier
-from wsi_saliency.settings import RunSettings
+from wsi_saliency.settings import ModelSettings
 from wsi_saliency.workflows.describe_model import describe_model, patch_mpp_stride
 
 
@@ -17,7 +17,7 @@ def told(lines):
 
 def test_a_model_s_facts():
     demo = load_classifier("demo")
-    lines = describe_model("demo", RunSettings())
+    lines = describe_model(ModelSettings(model="demo"))
     facts = told(lines)
     assert facts["model"] == "demo"
     assert re.fullmatch(rf"{demo.architecture}, [\d.]+ M parameters", facts["architecture"])
@@ -52,12 +52,13 @@ def test_what_a_model_does_not_say_is_told(tmp_path):
     path = tmp_path / "resnet.pt"
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
-    facts = told(describe_model("timm:test_resnet", RunSettings(weights=path)))
+    named = {"model": "timm:test_resnet", "weights": path}
+    facts = told(describe_model(ModelSettings(**named)))
     assert facts["mpp"] == "not stated; 0.5 µm/px is assumed (--model-mpp)"
     assert facts["target"] == "a run needs --target, a class's index"
     assert facts["output"] == "3 logits, softmax"
     assert facts["classes"] == "not named (3 logits)"
-    given = told(describe_model("timm:test_resnet", RunSettings(weights=path, patch=96, model_mpp=1.5)))
+    given = told(describe_model(ModelSettings(**named, patch=96, model_mpp=1.5)))
     assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
 
 
@@ -65,7 +66,7 @@ def layers_of(architecture, tmp_path, patch=None):
     path = tmp_path / "weights.pt"
     torch.manual_seed(0)
     torch.save(timm.create_model(architecture, num_classes=2).state_dict(), path)
-    lines = describe_model(f"timm:{architecture}", RunSettings(weights=path, patch=patch))
+    lines = describe_model(ModelSettings(model=f"timm:{architecture}", weights=path, patch=patch))
     return [text for label, text in lines if label == "layer"], [t for label, t in lines if label == "note"]
 
 
@@ -83,5 +84,5 @@ def test_of_a_vision_transformer_the_layers_that_can_be_explained_are_shown(tmp_
 
 def test_the_figures_of_a_grid_are_the_classifier_s_or_those_given():
     demo = load_classifier("demo")
-    assert patch_mpp_stride("demo", RunSettings()) == (demo.patch, demo.mpp, 32)
-    assert patch_mpp_stride("demo", RunSettings(patch=96, model_mpp=1.5)) == (96, 1.5, 32)
+    assert patch_mpp_stride(ModelSettings(model="demo")) == (demo.patch, demo.mpp, 32)
+    assert patch_mpp_stride(ModelSettings(model="demo", patch=96, model_mpp=1.5)) == (96, 1.5, 32)

@@ -7,8 +7,8 @@ from tests.helpers.nets import spot_classifier
 from tests.helpers.slides import section, write_svs
 from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Canvas, TileGrid
+from wsi_saliency.settings import TrainingSettings
 from wsi_saliency.slides.tissue import TissueMask
-from wsi_saliency.training_settings import TrainingSettings
 from wsi_saliency.workflows.sampling import (
     ROUNDS,
     Balance,

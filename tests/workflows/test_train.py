@@ -16,11 +16,12 @@ from torch.testing import assert_close
 from tests.helpers.nets import spot_classifier
 from tests.helpers.paths import SAMPLE
 from tests.helpers.slides import section, write_svs
-from wsi_saliency.cli import INTERRUPTED, cli
+from wsi_saliency.cli import cli
+from wsi_saliency.cli.terminal import INTERRUPTED
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.surrogate import DEMO, Surrogate, surrogate_for
 from wsi_saliency.saliency.surrogate_training import score_surrogate
-from wsi_saliency.training_settings import TrainingSettings
+from wsi_saliency.settings import TrainingSettings
 from wsi_saliency.workflows import train as training
 from wsi_saliency.workflows.sampling import sample_patches
 from wsi_saliency.workflows.train import PatchBatches, checkpoint_of

@@ -18,22 +18,21 @@ from torch import Tensor, nn
 
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.evaluation.metrics import upsampled
-from wsi_saliency.evaluation_settings import SUBSTRATES
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.saliency.engine import eval_mode, working_copy
 from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.patches import check_images, targets_for
 from wsi_saliency.saliency.smoothing import smoothed
+from wsi_saliency.settings import SUBSTRATES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from wsi_saliency.evaluation_settings import Substrate
     from wsi_saliency.models.classifier import Output
     from wsi_saliency.saliency.surrogate import Surrogate
-    from wsi_saliency.settings import Method
+    from wsi_saliency.settings import Method, Substrate
 
 _STEP_ROWS = 8  # a step changes as many pixels as so many rows of the patch have
 _BLUR_SIDE, _BLUR_SIGMA = 11, 5.0

@@ -23,9 +23,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wsi_saliency.evaluation.candidates import Candidate
-    from wsi_saliency.evaluation_settings import ScoreOn, Substrate
     from wsi_saliency.models.classifier import Output
-    from wsi_saliency.settings import Method
+    from wsi_saliency.settings import Method, ScoreOn, Substrate
 
     Progress = Callable[[int], object]
 

@@ -179,7 +179,7 @@ def _no_such_layer(model: nn.Module, text: str, stages: Sequence[Stage]) -> str:
     else:
         missing = f"no layer {text!r} in the model"
     listed = ", ".join([f"{stage.name} (1/{stage.reduction})" for stage in stages] or ["no stage"])
-    takes = f"--layer (of evaluate --layers) takes a module name, a reduction, last or input: {listed}"
+    takes = f"--layer takes a module name, a reduction, last or input: {listed}"
     return "; ".join([missing, takes, *note_on_other_stages(model, stages)])
 
 

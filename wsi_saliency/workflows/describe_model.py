@@ -20,17 +20,18 @@ from wsi_saliency.saliency.layers import (
 )
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
-from wsi_saliency.settings import METHODS, RunSettings
+from wsi_saliency.settings import METHODS
 from wsi_saliency.workflows.canvas import ASSUMED_MPP, wanted_mpp
 
 if TYPE_CHECKING:
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.saliency.layers import LayerGeometry
+    from wsi_saliency.settings import ModelSettings
 
 Lines = list[tuple[str, str]]
 
 
-def describe_model(uri: str, settings: RunSettings) -> Lines:
+def describe_model(settings: ModelSettings) -> Lines:
     """Describe a classifier: what it wants, what it says, and the layers that can be explained.
 
     Raises
@@ -38,10 +39,10 @@ def describe_model(uri: str, settings: RunSettings) -> Lines:
     ModelError
         If the classifier cannot be had, or does not give logits.
     """
-    c = load_classifier(uri, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
+    c = _classifier(settings)
     parameters = sum(p.numel() for p in c.module.parameters())
     return [
-        ("model", uri),
+        ("model", settings.model),
         ("architecture", f"{c.architecture}, {parameters / 1e6:.2f} M parameters"),
         ("input", f"{c.patch} × {c.patch} px"),
         (
@@ -62,7 +63,7 @@ def describe_model(uri: str, settings: RunSettings) -> Lines:
     ]
 
 
-def patch_mpp_stride(uri: str, settings: RunSettings) -> tuple[int, float, int]:
+def patch_mpp_stride(settings: ModelSettings) -> tuple[int, float, int]:
     """Return the side of a classifier's patches in pixels, its mpp, and its total stride in pixels.
 
     Raises
@@ -70,11 +71,15 @@ def patch_mpp_stride(uri: str, settings: RunSettings) -> tuple[int, float, int]:
     ModelError
         If the classifier cannot be had.
     """
-    classifier = load_classifier(uri, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
+    classifier = _classifier(settings)
     mpp = wanted_mpp(classifier)
     with eval_mode(classifier.module):
         blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
         return classifier.patch, mpp, total_stride(classifier.module, blank)
+
+
+def _classifier(settings: ModelSettings) -> Classifier:
+    return load_classifier(settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
 
 
 def _classes(classifier: Classifier) -> str:

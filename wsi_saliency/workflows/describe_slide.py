@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wsi_saliency.geometry import TileGrid
-from wsi_saliency.settings import DEFAULT_LAYER
+from wsi_saliency.settings import DEFAULT_LAYER, DEFAULT_MODEL
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, tissue_shares
@@ -13,14 +13,14 @@ from wsi_saliency.workflows.canvas import canvas_for, tissue_shares
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from wsi_saliency.settings import RunSettings
+    from wsi_saliency.settings import InspectSettings
     from wsi_saliency.slides.slide import Slide
     from wsi_saliency.workflows.describe_model import Lines
 
 _DEFAULT_GRID = (224, 0.25, 32)  # patch px, mpp and total stride of camelyon16, known without its weights
 
 
-def describe_slide(path: Path, settings: RunSettings, model: str | None = None) -> Lines:
+def describe_slide(path: Path, settings: InspectSettings) -> Lines:
     """Describe a slide, with the patches that a run would use on it.
 
     Parameters
@@ -28,9 +28,7 @@ def describe_slide(path: Path, settings: RunSettings, model: str | None = None) 
     path
         The slide.
     settings
-        Those of the run; ``mpp``, ``overlap``, ``patch``, ``model_mpp`` and ``tissue_threshold`` count.
-    model
-        Classifier that gives patch size and mpp; None takes those of the default classifier.
+        Those of the run. The default classifier is not loaded: its patch size and mpp are known.
 
     Raises
     ------
@@ -44,7 +42,7 @@ def describe_slide(path: Path, settings: RunSettings, model: str | None = None) 
         if slide.stated_mpp is None:
             return [*lines, ("tissue", share), ("patches", "unknown without the slide's mpp; give --mpp")]
         lines.append(("tissue", f"{tissue.area_mm2(slide.mpp):.2f} mm², {share}"))
-        patch, mpp, stride, of = _grid_of(settings, model)
+        patch, mpp, stride, of = _grid_of(settings)
         canvas = canvas_for(slide, mpp)
         grid = TileGrid.over(canvas, patch, settings.overlap, int(DEFAULT_LAYER), stride)
         used = int((tissue_shares(grid, tissue) >= settings.tissue_threshold).sum())
@@ -53,15 +51,15 @@ def describe_slide(path: Path, settings: RunSettings, model: str | None = None) 
     return [*lines, ("patches", text)]
 
 
-def _grid_of(settings: RunSettings, model: str | None) -> tuple[int, float, int, str]:
+def _grid_of(settings: InspectSettings) -> tuple[int, float, int, str]:
     """Patch side, mpp, total stride and whose they are."""
     patch, mpp, stride = _DEFAULT_GRID
-    if model:
+    if settings.model != DEFAULT_MODEL or settings.weights is not None:
         # Imported here because it needs torch, whose import takes seconds.
         from wsi_saliency.workflows.describe_model import patch_mpp_stride
 
-        patch, mpp, stride = patch_mpp_stride(model, settings)
-    return settings.patch or patch, settings.model_mpp or mpp, stride, f"classifier {model or settings.model}"
+        patch, mpp, stride = patch_mpp_stride(settings)
+    return settings.patch or patch, settings.model_mpp or mpp, stride, f"classifier {settings.model}"
 
 
 def _slide_lines(slide: Slide) -> Lines:

@@ -42,7 +42,6 @@ from wsi_saliency.evaluation.results import (
 )
 from wsi_saliency.evaluation.sanity import cascade, stages
 from wsi_saliency.evaluation.stability import GridStability, PatchMaps
-from wsi_saliency.evaluation_settings import EvaluationSettings
 from wsi_saliency.files import check_folder, filling, locked, writing
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.models.classifier import probabilities, standard_logits
@@ -54,7 +53,7 @@ from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, Network, choo
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.saliency.surrogate import surrogate_for
-from wsi_saliency.settings import METHODS, RunSettings
+from wsi_saliency.settings import METHODS, EvaluationSettings, RunSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
@@ -70,9 +69,8 @@ if TYPE_CHECKING:
 
     from wsi_saliency.evaluation.candidates import Explained
     from wsi_saliency.evaluation.results import Phase
-    from wsi_saliency.evaluation_settings import Substrate
     from wsi_saliency.models.classifier import Classifier
-    from wsi_saliency.settings import Attribution, Method
+    from wsi_saliency.settings import Attribution, Method, Substrate
 
     Maps = dict[MapKind, Explained]
     Progress = Callable[[int], object]

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsi_saliency.models.classifier import Classifier
+    from wsi_saliency.settings import TrainingSettings
     from wsi_saliency.slides.tissue import TissueMask
-    from wsi_saliency.training_settings import TrainingSettings
 
     Patches = NDArray[np.uint8]  # (N, P, P, 3), RGB
     Mask = NDArray[np.bool_]

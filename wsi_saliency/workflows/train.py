@@ -18,8 +18,8 @@ from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.engine import choose_device
 from wsi_saliency.saliency.surrogate import replaceable
 from wsi_saliency.saliency.surrogate_training import train_surrogate
+from wsi_saliency.settings import TrainingSettings
 from wsi_saliency.slides.opening import open_slide
-from wsi_saliency.training_settings import TrainingSettings
 from wsi_saliency.workflows.sampling import Balance, Sample, sample_patches
 
 if TYPE_CHECKING:

@@ -1,0 +1,53 @@
+"""The command line: options, messages and exit codes; everything else is imported when a command needs it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from wsi_saliency.cli import check_model, evaluate, inspect, run, train_surrogate
+from wsi_saliency.cli.terminal import interrupted, speak
+from wsi_saliency.errors import WsiSaliencyError
+from wsi_saliency.interruption import interruptible
+from wsi_saliency.messages import printable
+
+
+class _Commands(click.Group):
+    """A group whose commands end with one line instead of a traceback when a user error comes up."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        speak()
+        with interruptible():
+            try:
+                return super().invoke(ctx)
+            except WsiSaliencyError as e:
+                raise click.ClickException(printable(str(e))) from e
+            except KeyboardInterrupt as e:
+                raise interrupted(e, "nothing unfinished was left behind") from None
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage; "
+    "interrupted: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.",
+)
+@click.version_option(package_name="wsi-saliency")
+def cli() -> None:
+    """Smooth hidden-layer saliency heatmaps of tumour classifiers over whole-slide images."""
+
+
+for _command in (
+    run.run,
+    inspect.inspect,
+    check_model.check_model,
+    train_surrogate.train_surrogate,
+    evaluate.evaluate,
+):
+    cli.add_command(_command)
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="wsi-saliency")

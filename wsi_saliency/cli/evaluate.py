@@ -1,0 +1,52 @@
+"""``wsi-saliency evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.terminal import echo, speak
+from wsi_saliency.settings import EvaluationSettings
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "evaluate slide.svs --model demo --attribution gradient --layer 8 --patches 20",
+        "evaluate slides/ --predicted-positive --annotations annotations/ --sanity -o evaluation",
+    ),
+)
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("evaluation"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Output folder; look at its index.html.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace an evaluation that is there.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@options(EvaluationSettings)
+def evaluate(
+    slides: tuple[str, ...], out: Path, settings: EvaluationSettings, overwrite: bool, quiet: bool
+) -> None:
+    """Say which maps of SLIDEs explain the classifier: faithful, smooth, stable, in the right place.
+
+    Patches are sampled from the tissue and explained by every method × attribution × layer; pixels are then
+    inserted and deleted in the order of each map. Maps that know nothing of the classifier are the controls.
+    """
+    speak(quiet=quiet)
+    from wsi_saliency.report.writing import findings
+    from wsi_saliency.workflows.discovery import find_slides
+    from wsi_saliency.workflows.evaluate import evaluate_slides
+
+    paths = [job.slide for job in find_slides(slides)]
+    evaluation = evaluate_slides(paths, out, settings, overwrite=overwrite, progress=not quiet)
+    if not quiet:
+        for sentence in findings(evaluation):
+            echo(f"- {sentence}")
+        echo(f"→ {out / 'index.html'}")

@@ -1,0 +1,21 @@
+"""``wsi-saliency inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.terminal import echo_table
+from wsi_saliency.settings import InspectSettings
+
+
+@click.command(cls=Command, epilog=examples("inspect slide.svs --model demo"))
+@click.argument("slide", type=click.Path(path_type=Path))
+@options(InspectSettings)
+def inspect(slide: Path, settings: InspectSettings) -> None:
+    """Say what a SLIDE is: format, size, levels, mpp and where it came from, tissue, patches of a run."""
+    from wsi_saliency.workflows.describe_slide import describe_slide
+
+    echo_table(describe_slide(slide, settings))

@@ -1,0 +1,82 @@
+"""``wsi-saliency run``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.terminal import SOME_FAILED, echo, speak
+from wsi_saliency.settings import RunSettings
+
+if TYPE_CHECKING:
+    from wsi_saliency.workflows.explain import Result
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "run slide.svs --model demo",
+        "run slides/ -o maps --layer layer3 --overlap 0.75",
+        "run slide.tif --mpp 0.5 --model timm:resnet18 --weights weights.safetensors",
+    ),
+)
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("saliency"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Output folder; each slide gets a folder of its own in it.",
+)
+@click.option("--overwrite", is_flag=True, help="Replace complete results; otherwise they are kept.")
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks.")
+@options(RunSettings)
+def run(
+    slides: tuple[str, ...], out: Path, settings: RunSettings, overwrite: bool, quiet: bool, verbose: bool
+) -> None:
+    """Lay a hidden-layer saliency heatmap over each SLIDE (files, folders or patterns).
+
+    Method, attribution, layer and overlap are by default those that were most faithful of all that are
+    steady, on two real tumour classifiers: insertion − deletion 0.49, where a random map has 0.21.
+    """
+    speak(quiet=quiet, verbose=verbose)
+    from wsi_saliency.workflows.batch import explain_slides
+    from wsi_saliency.workflows.discovery import find_slides
+
+    jobs = find_slides(slides)
+    failures = []
+    for outcome in explain_slides(jobs, out, settings, overwrite=overwrite, progress=not quiet):
+        if outcome.failure is not None:
+            failures.append(outcome.failure)
+            if len(jobs) > 1:
+                echo(f"failed: {outcome.failure}", err=True)
+        elif outcome.result is not None and not quiet:
+            echo(_summary(outcome.job.slide, outcome.result))
+    if failures:
+        _report(failures, len(jobs))
+        raise click.exceptions.Exit(SOME_FAILED)
+
+
+def _summary(slide: Path, result: Result) -> str:
+    """One line on a slide that is done."""
+    if result.kept:
+        made = f", made with {', '.join(result.differences)}" if result.differences else ""
+        return f"{slide}: complete result kept in {result.folder}{made}; --overwrite replaces it"
+    patches, seconds = result.record["patches"], result.record["seconds"]["total"]
+    counts = f"{patches['tissue']} of {patches['grid']} patches explained in {seconds:.0f} s"
+    return f"{slide}: {counts} → {result.folder}"
+
+
+def _report(failures: list[str], total: int) -> None:
+    if total == 1:
+        echo(f"Error: {failures[0]}", err=True)
+        return
+    echo(f"Error: {len(failures)} of {total} slides failed:", err=True)
+    for failure in failures:
+        echo(f"  {failure}", err=True)

@@ -1,0 +1,52 @@
+"""``wsi-saliency train-surrogate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.terminal import echo_table, interrupted, speak
+from wsi_saliency.settings import TrainingSettings
+
+
+@click.command(
+    "train-surrogate",
+    cls=Command,
+    epilog=examples(
+        "train-surrogate slides/ --model camelyon16 --balance metastasis -o surrogate.safetensors",
+        "train-surrogate slide.svs --model timm:resnet18 --weights weights.safetensors --patches 4000",
+    ),
+)
+@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("surrogate.safetensors"),
+    show_default=True,
+    metavar="FILE",
+    help="File to write. FILE.checkpoint beside it lets an interrupted training continue.",
+)
+@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@options(TrainingSettings)
+def train_surrogate(slides: tuple[str, ...], out: Path, settings: TrainingSettings, quiet: bool) -> None:
+    """Train the surrogate of a classifier, for run --method surrogate, on tissue of SLIDEs.
+
+    Each strided convolution but the first gets a stand-in that learns its answers and looks at all pixels
+    alike. Ends with how well predictions and layers are kept on patches held out.
+    """
+    speak(quiet=quiet)
+    from wsi_saliency.workflows.discovery import find_slides
+    from wsi_saliency.workflows.train import checkpoint_of, report, train_surrogate_on_slides
+
+    paths = [job.slide for job in find_slides(slides)]
+    try:
+        surrogate = train_surrogate_on_slides(paths, out, settings, progress=not quiet)
+    except KeyboardInterrupt as e:
+        if checkpoint_of(out).exists():
+            raise interrupted(e, f"the same command continues from {checkpoint_of(out)}") from None
+        raise
+    if not quiet:
+        echo_table([*report(surrogate), ("written", str(out))])

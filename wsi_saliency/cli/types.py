@@ -1,0 +1,84 @@
+"""What the text behind an option becomes, and which text is refused."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from wsi_saliency.errors import SettingsError
+from wsi_saliency.settings import check_range
+
+if TYPE_CHECKING:
+    from wsi_saliency.settings import Bounds
+
+_Param = click.Parameter | None
+_Context = click.Context | None
+
+
+class Number(click.ParamType):  # type: ignore[type-arg]
+    """A number within bounds, with a decimal point."""
+
+    name = "number"
+
+    def __init__(self, within: Bounds) -> None:
+        self.within = within
+
+    def convert(self, value: Any, param: _Param, ctx: _Context) -> Any:
+        """Refuse what is out of bounds (nan always is), and a comma, which could mean 1000."""
+        text = str(value).strip()
+        if not self.within.whole and re.fullmatch(r"[+-]?\d*,\d+", text):
+            self.fail(f"{value!r} has a comma; write {text.replace(',', '.')}", param, ctx)
+        try:
+            number = int(value) if self.within.whole else float(value)
+        except ValueError:
+            self._refuse(value, param, ctx)
+        if math.isinf(number):
+            self.fail(f"{value!r} is not a finite number", param, ctx)
+        if number not in self.within:
+            self._refuse(value, param, ctx)
+        return number
+
+    def _refuse(self, value: object, param: _Param, ctx: _Context) -> NoReturn:
+        self.fail(f"{value!r} is not {self.within.wanted}", param, ctx)
+
+
+class Span(click.ParamType):  # type: ignore[type-arg]
+    """Two numbers with a comma between them, the first below the second."""
+
+    name = "range"
+
+    def convert(self, value: Any, param: _Param, ctx: _Context) -> tuple[float, float]:
+        """Split the numbers and check them."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            low, high = map(float, value.split(","))
+            check_range(low, high)
+        except (ValueError, SettingsError):
+            self.fail(f"{value!r} is not LOW,HIGH with LOW below HIGH, such as 0,0.001", param, ctx)
+        return low, high
+
+
+class Names(click.ParamType):  # type: ignore[type-arg]
+    """Several names with commas between them; ``all`` is ``everything``, if that is anything."""
+
+    name = "list"
+
+    def __init__(self, choices: tuple[str, ...], everything: tuple[str, ...] | None) -> None:
+        self.choices = choices
+        self.everything = everything
+
+    def convert(self, value: Any, param: _Param, ctx: _Context) -> tuple[str, ...]:
+        """Split the names, and check them if there are only certain ones."""
+        if isinstance(value, tuple):
+            return value
+        names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+        if self.everything is not None and names == ("all",):
+            return self.everything
+        for name in names:
+            if self.choices and name not in self.choices:
+                self.fail(f"{name!r} is not one of {', '.join(self.choices)}", param, ctx)
+        return names

@@ -1,0 +1,125 @@
+"""The settings of each command, put together from parts.
+
+A dataclass takes over the fields of its bases from the last to the first, so the bases stand in reverse: the
+classifier, which comes last, is shown and written first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from wsi_saliency.errors import SettingsError
+from wsi_saliency.settings.evaluation import (
+    AnnotationSettings,
+    CheckSettings,
+    ComparisonSettings,
+    ScoredPatchesSettings,
+    ScoringSettings,
+)
+from wsi_saliency.settings.option import Bounds, documented, option, varied, whole
+from wsi_saliency.settings.parts import (
+    DeviceSettings,
+    EvidenceSettings,
+    GridSettings,
+    MapSettings,
+    ModelSettings,
+    OutputSettings,
+    PrecisionSettings,
+    ReadSettings,
+    SampleSettings,
+    SlideSettings,
+    TissueSettings,
+)
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class InspectSettings(GridSettings, SlideSettings, ModelSettings):
+    """What decides which patches of a slide a run would explain."""
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(
+    OutputSettings,
+    PrecisionSettings,
+    DeviceSettings,
+    GridSettings,
+    ReadSettings,
+    EvidenceSettings,
+    MapSettings,
+    ModelSettings,
+):
+    """Everything that decides what a run computes and writes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.surrogate is not None and self.method != "surrogate":
+            raise SettingsError(
+                f"surrogate (--surrogate) is {self.surrogate}, for the method of that name; add "
+                f"--method surrogate to use it, or leave it out with {self.method}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPatchesSettings(SampleSettings):
+    """Which patches a surrogate learns from."""
+
+    patches: int = varied(
+        SampleSettings,
+        "patches",
+        1000,
+        help="Patches to sample from the tissue, evenly over the slides, those held out included.",
+        within=whole(2),
+    )
+    seed: int = varied(SampleSettings, "seed", 0, help="Decides which patches are taken, and their order.")
+    held_out: float = option(
+        0.1,
+        "Share of the patches, from a part of each slide of its own, that is scored and not trained on.",
+        metavar="F",
+        within=Bounds(0, 0.9),
+    )
+    balance: str | None = option(
+        None,
+        "Class as which half of the patches shall be predicted.",
+        metavar="NAME|INDEX",
+        shown="patches as they come",
+    )
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class TrainingSettings(DeviceSettings, TrainingPatchesSettings, ReadSettings, ModelSettings):
+    """Everything that decides what `wsi_saliency.workflows.train.train_surrogate_on_slides` does."""
+
+    heading: ClassVar[str] = "Training"
+    epochs: int = option(10, "Passes over the patches.", metavar="N", within=whole(1))
+    lr: float = option(1e-3, "Step size of Adam.", metavar="F", within=Bounds(0, open=True))
+    batch: int = varied(DeviceSettings, "batch", 32, help="Patches per step.", shown="")
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSettings(
+    PrecisionSettings,
+    DeviceSettings,
+    CheckSettings,
+    AnnotationSettings,
+    ScoringSettings,
+    ScoredPatchesSettings,
+    TissueSettings,
+    ReadSettings,
+    EvidenceSettings,
+    ComparisonSettings,
+    ModelSettings,
+):
+    """Everything that decides what an evaluation computes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.surrogate is not None and self.methods and "surrogate" not in self.methods:
+            raise SettingsError(
+                f"surrogate (--surrogate) is {self.surrogate}, for the method of that name; add surrogate to "
+                f"--method {','.join(self.methods)} to use it, or leave it out"
+            )

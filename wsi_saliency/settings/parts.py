@@ -1,0 +1,264 @@
+"""Settings by what they concern; the settings of a command are put together from these parts.
+
+A command takes a part only if it uses all of it, so that no option is accepted and ignored.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
+
+from wsi_saliency.errors import SettingsError
+from wsi_saliency.settings.option import Bounds, check, option, whole
+
+Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surrogate"]
+Attribution = Literal["gradient", "gradient-x-activation", "deeplift", "integrated-gradients", "gradcam"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+OmeZarrVersion = Literal["0.4", "0.5"]
+
+METHODS: tuple[Method, ...] = get_args(Method)
+ATTRIBUTIONS: tuple[Attribution, ...] = get_args(Attribution)
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+OME_ZARR_VERSIONS: tuple[OmeZarrVersion, ...] = get_args(OmeZarrVersion)
+
+DEFAULT_MODEL = "camelyon16"
+DEFAULT_METHOD: Method = "centred-hook"  # these three and the overlap follow from docs/choosing.md
+DEFAULT_ATTRIBUTION: Attribution = "deeplift"
+DEFAULT_LAYER = "16"
+
+MAX_PATCH = 4096  # pixels; a ResNet's first layers take 4 GB for one such patch
+RANGE_LIMIT = 1e30  # of values, and one over it of their distance: far beyond any map
+
+
+def default_layer(attribution: Attribution) -> str:
+    """Return the layer that is explained if none is named: the last stage for Grad-CAM, else that at 1/16."""
+    return "last" if attribution == "gradcam" else DEFAULT_LAYER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What all settings can do. ``heading`` is what a part's options stand under in ``--help``."""
+
+    heading: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @classmethod
+    def heading_of(cls, name: str) -> str:
+        """Return the heading of the part that a setting comes from."""
+        parts = (part for part in reversed(cls.__mro__) if issubclass(part, Settings))
+        return next(part.heading for part in parts if name in vars(part))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return {k: _json_ready(v) for k, v in asdict(self).items()}
+
+
+def _json_ready(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(Settings):
+    """Which classifier it is."""
+
+    heading: ClassVar[str] = "Classifier"
+    model: str = option(
+        DEFAULT_MODEL,
+        "Classifier: demo, camelyon16, timm:NAME (with --weights) or a weights file.",
+        metavar="URI",
+    )
+    weights: Path | None = option(
+        None, "Weights for --model timm:NAME (safetensors or a PyTorch state dict).", metavar="FILE"
+    )
+    model_mpp: float | None = option(
+        None,
+        "µm per pixel the classifier was trained at, where its file does not say.",
+        metavar="UM",
+        within=Bounds(0, open=True),
+    )
+    patch: int | None = option(
+        None,
+        "Side of a patch in pixels at the classifier's resolution.",
+        metavar="PX",
+        within=whole(8, MAX_PATCH),
+        shown="the classifier's",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MapSettings(Settings):
+    """How a map is made."""
+
+    heading: ClassVar[str] = "Maps"
+    method: Method = option(
+        DEFAULT_METHOD,
+        "How the checkerboard of strided convolutions is removed. centred-hook averages the gradient at "
+        "every strided convolution, to all sides alike; predictions stay as they are. backward-hook, "
+        "forward-hook and surrogate are those of the paper.",
+        choices=METHODS,
+    )
+    attribution: Attribution = option(
+        DEFAULT_ATTRIBUTION,
+        "What is computed from the layer's activation A and the logit y: gradient ∂y/∂A; "
+        "gradient-x-activation A · ∂y/∂A; deeplift and integrated-gradients, the layer's share of y − y′ "
+        "against a grey baseline; gradcam A · mean ∂y/∂A. Then the mean over channels.",
+        choices=ATTRIBUTIONS,
+    )
+    signed: bool = option(
+        False,
+        "Keep the sign of --attribution gradient, which is that of the layer's channels and cancels in "
+        "coarser levels; else its magnitude is stored. The other attributions are always signed evidence.",
+    )
+    layer: str | None = option(
+        None,
+        "Layer to explain: a module name (layer2), a reduction (8: the last stage at 1/8 of the patch's "
+        "resolution), the last stage, or the input.",
+        metavar="NAME|REDUCTION|last|input",
+        shown=f"{DEFAULT_LAYER}; last for gradcam",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvidenceSettings(Settings):
+    """Whose evidence a map shows, and from which network."""
+
+    heading: ClassVar[str] = "Maps"
+    target: str | None = option(
+        None,
+        "Class to explain.",
+        metavar="NAME|INDEX",
+        shown="the single logit, or the one class called tumour",
+    )
+    surrogate: Path | None = option(
+        None,
+        "What train-surrogate has written, for --method surrogate.",
+        metavar="FILE",
+        shown="the one bundled for demo",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlideSettings(Settings):
+    """What a slide is."""
+
+    heading: ClassVar[str] = "Slides"
+    mpp: float | None = option(
+        None,
+        "µm per pixel of the slide, in place of what its file says.",
+        metavar="UM",
+        within=Bounds(0, open=True),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadSettings(SlideSettings):
+    """How a slide is read."""
+
+    workers: int = option(4, "Threads that read slides.", metavar="N", within=whole(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TissueSettings(Settings):
+    """Which patches of a slide count."""
+
+    heading: ClassVar[str] = "Slides"
+    tissue_threshold: float = option(
+        0.1,
+        "Explain patches of which at least this share is tissue.",
+        metavar="F",
+        within=Bounds(0, 1),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GridSettings(TissueSettings):
+    """Which patches are laid over a slide."""
+
+    heading: ClassVar[str] = "Slides"
+    overlap: float = option(
+        0.5,
+        "Share of a patch in common with the next, rounded so that patches lie differently on the network's "
+        "strides; 0 for a quick preview.",
+        metavar="F",
+        within=Bounds(0, 0.9),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceSettings(Settings):
+    """Where networks run, and on how much at a time."""
+
+    heading: ClassVar[str] = "Device"
+    device: str = option(
+        "auto",
+        "Where the classifier runs; auto is a GPU where there is one.",
+        metavar="auto|cpu|cuda[:i]|mps",
+    )
+    batch: int | None = option(
+        None,
+        "Patches per pass; halved when they do not fit.",
+        metavar="N",
+        within=whole(1),
+        shown="by device",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionSettings(Settings):
+    """How precisely a network computes."""
+
+    heading: ClassVar[str] = "Device"
+    precision: Precision = option(
+        "auto", "Number format of the classifier's arithmetic; auto is fp32.", choices=PRECISIONS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings(Settings):
+    """How results are written."""
+
+    heading: ClassVar[str] = "Results"
+    ome_zarr: OmeZarrVersion = option(
+        "0.4", "OME-Zarr version; QuPath reads 0.4 only.", choices=OME_ZARR_VERSIONS
+    )
+    range: tuple[float, float] | None = option(
+        None,
+        "Values of the first and the last colour, so that slides can be compared.",
+        metavar="LOW,HIGH",
+        shown="each slide's percentiles 1 and 99",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.range is not None:
+            check_range(*self.range)
+
+
+def check_range(low: float, high: float) -> None:
+    """Find out whether colours can span two values.
+
+    Raises
+    ------
+    SettingsError
+        If they are not finite, or the first is not below the second.
+    """
+    if not -RANGE_LIMIT <= low < high <= RANGE_LIMIT or high - low < 1 / RANGE_LIMIT:
+        raise SettingsError(
+            f"range (--range) is {low:g},{high:g}; LOW has to be below HIGH, both finite, as in 0,0.001"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSettings(Settings):
+    """Which patches are drawn from slides."""
+
+    heading: ClassVar[str] = "Patches"
+    patches: int = option(
+        100, "Patches to sample from the tissue, evenly over the slides.", metavar="N", within=whole(1)
+    )
+    seed: int = option(0, "Decides which patches are taken.", metavar="N", within=whole(0))
