@@ -204,7 +204,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         (b"II*\0" + bytes(50), "a TIFF picture"),
         (b"\x89HDF\r\n\x1a\n" + bytes(50), "HDF5"),
         (b"\x93NUMPY\x01\0", "a NumPy array"),
-        (b"\x1f\x8b\x08" + bytes(50), "compressed by gzip"),
+        (b"\x1f\x8b\x08" + bytes(50), "a gzip archive: unpack it first"),
         (bytes(257) + b"ustar" + bytes(50), "a tar archive"),
         (pickle.dumps({"a": 1}), "a pickle"),
         (bytes(range(256)), "neither a safetensors nor a PyTorch file"),

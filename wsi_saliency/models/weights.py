@@ -24,9 +24,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.filetypes import read_head
 from wsi_saliency.messages import one_line
 from wsi_saliency.models.checkpoints import read_before_zip, read_zipped
-from wsi_saliency.models.filetypes import kind_of, read_head, what_is
+from wsi_saliency.models.kinds import kind_of, what_is
 from wsi_saliency.models.sources import SUFFIXES
 from wsi_saliency.models.wording import bytes_in_words
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from wsi_saliency.errors import SlideError
+from wsi_saliency.filetypes import read_head, type_of
 from wsi_saliency.slides.readers.directories import check_directories, is_tiff
 from wsi_saliency.slides.readers.openslide import OpenSlideReader, OpenSlideRefusal, detect_format
 from wsi_saliency.slides.readers.stored import table_faults
@@ -16,7 +17,11 @@ from wsi_saliency.slides.slide import Slide
 from wsi_saliency.slides.spacing import check_given
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import tifffile
+
+    from wsi_saliency.filetypes import Sort
 
 SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".dicom"}
@@ -27,26 +32,16 @@ _ONE_SAMPLE = (0, 1, 3)  # photometric interpretations: grey of both kinds, pale
 _PLAIN = "generic-tiff"
 _AS_PLAIN = "it is read as a plain TIFF"
 
-_PICTURE = "not a whole-slide image; give the slide itself, or save it as a tiled TIFF"
-_PACKED = "unpack it and give the slide that is in it"
-_CONVERT = "convert it to OME-TIFF, for instance with bfconvert or QuPath"
-_KINDS: tuple[tuple[int, bytes, str], ...] = (
-    (0, b"\xff\xd8\xff", f"a JPEG picture, {_PICTURE}"),
-    (0, b"\x89PNG", f"a PNG picture, {_PICTURE}"),
-    (0, b"GIF8", f"a GIF picture, {_PICTURE}"),
-    (4, b"jP  ", f"a JPEG 2000 picture, {_PICTURE}"),
-    (8, b"WEBP", f"a WebP picture, {_PICTURE}"),
-    (0, b"%PDF", f"a PDF, {_PICTURE}"),
-    (0, b"PK\x03\x04", f"a zip archive; {_PACKED}"),
-    (0, b"\x1f\x8b", f"a gzip archive; {_PACKED}"),
-    (0, b"7z\xbc\xaf", f"a 7z archive; {_PACKED}"),
-    (0, b"Rar!", f"a RAR archive; {_PACKED}"),
-    (257, b"ustar", f"a tar archive; {_PACKED}"),
-    (0, b"ZISRAWFILE", f"a Zeiss CZI file, which cannot be read; {_CONVERT}"),
-    (0, b"\x89HDF", f"an HDF5 file, which cannot be read; {_CONVERT}"),
-    (128, b"DICM", "a DICOM file, but none that OpenSlide takes for a whole-slide image"),
-)
-_HEAD = 1024  # bytes, enough for every kind
+_CONVERT = ", which cannot be read; convert it to OME-TIFF, for instance with bfconvert or QuPath"
+_ADVICE: Mapping[Sort, str] = {
+    "picture": ", not a whole-slide image; give the slide itself, or save it as a tiled TIFF",
+    "packed": "; unpack it and give the slide that is in it",
+    "pointer": "; git lfs pull gets the slide itself",
+    "page": ", not a slide: the link led to a page and not to the file",
+    "microscopy": _CONVERT,
+    "hdf5": _CONVERT,
+    "dicom": ", but none that OpenSlide takes for a whole-slide image",
+}
 
 
 def open_slide(path: Path | str, mpp: float | None = None, mpp_required: bool = True) -> Slide:
@@ -233,20 +228,11 @@ def _what_else(path: Path) -> str:
     """Say what a file is that is no TIFF, and that OpenSlide does not know."""
     if path.suffix.lower() == ".mrxs":
         return f"the folder {path.stem} with Slidedat.ini must lie beside it; copy both"
-    with path.open("rb") as file:
-        head = file.read(_HEAD)
-    for place, sign, words in _KINDS:
-        if head[place:].startswith(sign):
-            return f"it is {words}"
+    head = read_head(path)
+    if found := type_of(head):
+        return f"it is {found.name}{_ADVICE.get(found.sort, ', not a slide')}"
     if not any(head):
         return "it starts with zeros instead of a slide's header: the copy is incomplete; copy it again"
-    if _is_text(head):
-        return "it is a text file, not a slide"
     return (
         "no slide that OpenSlide or tifffile can read; it is of another format, damaged or an incomplete copy"
     )
-
-
-def _is_text(head: bytes) -> bool:
-    text = head.decode("utf-8", "ignore")
-    return len(text) >= len(head) - 3 and all(c.isprintable() or c.isspace() for c in text)
