@@ -378,6 +378,7 @@ made: [evaluation.md](evaluation.md); all curves are those of the unmodified cla
 With slides of Camelyon16, one command repeats the paper's experiment on MONAI's classifier (its surrogate
 comes from `wsi-saliency train-surrogate SLIDES --model camelyon16 --balance metastasis`):
 
+<!-- not run: needs the slides of Camelyon16 -->
 ```console
 $ python benchmarks/paper.py -o results --model camelyon16 --surrogate surrogate.safetensors camelyon16/*.tif
 ```

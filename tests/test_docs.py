@@ -2,44 +2,30 @@
 
 from __future__ import annotations
 
-import ast
 import re
 import shlex
 
 import pytest
 
 import wsi_saliency
+from tests.helpers.documents import PAGES, blocks
 from tests.helpers.paths import ROOT
 from wsi_saliency.cli import cli
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+COMMANDS = [shlex.split(command) for block in blocks("console") for command in block.commands]
 
 
-def blocks(language):
-    """Code blocks of all pages in a language."""
-    return [b for p in PAGES for b in re.findall(rf"```{language}\n(.*?)```", p.read_text(), re.DOTALL)]
-
-
-def commands():
-    lines = [line for block in blocks("console") for line in block.splitlines()]
-    return [
-        line.split("#")[0].removeprefix("$ wsi-saliency ") for line in lines if line.startswith("$ wsi-sal")
-    ]
-
-
-@pytest.mark.parametrize("line", commands())
-def test_commands_are_understood(line):
-    name, *arguments = shlex.split(line)
+@pytest.mark.parametrize("words", [words[1:] for words in COMMANDS if words[0] == "wsi-saliency"])
+def test_commands_are_understood(words):
+    """Also those that are not run."""
+    name, *arguments = words
     cli.commands[name].make_context(name, arguments)
 
 
-@pytest.mark.parametrize("block", blocks("python"))
-def test_python_names_exist(block):
-    for node in ast.walk(ast.parse(block)):
-        if isinstance(node, ast.ImportFrom):
-            assert node.module == "wsi_saliency"
-            assert all(callable(getattr(wsi_saliency, alias.name)) for alias in node.names)
+@pytest.mark.parametrize("target", [words[1] for words in COMMANDS if words[0] == "make"])
+def test_make_targets_exist(target):
+    assert f"\n{target}:" in (ROOT / "Makefile").read_text()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
