@@ -38,7 +38,7 @@ from wsi_saliency.evaluation.metrics import upsampled
 from wsi_saliency.evaluation.results import Control, Evaluation, Example, MapKind, Scored
 from wsi_saliency.evaluation.statistics import Summary, paired, summary, verdict
 from wsi_saliency.models.classifier import Output, probabilities, standard_logits
-from wsi_saliency.report.writing import write_report
+from wsi_saliency.report.outputs import write_report
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.settings import METHODS, Attribution, Method
 from wsi_saliency.workflows.evaluate import Subject

@@ -23,7 +23,7 @@ from wsi_saliency.cli.types import Number
 from wsi_saliency.evaluation.contest import Contest
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.models import loading
-from wsi_saliency.report import writing as report
+from wsi_saliency.report import outputs
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import (
     ATTRIBUTIONS,
@@ -511,7 +511,7 @@ BRIEF += ["--stability-mpx", "0", "--device", "cpu"]
 
 @pytest.fixture
 def undrawn(spots, monkeypatch):
-    monkeypatch.setattr(report, "plots", lambda evaluation: [])
+    monkeypatch.setattr(outputs, "plots", lambda evaluation: [])
 
 
 def metrics_of(folder):

@@ -16,8 +16,8 @@ import pytest
 
 from tests.helpers.evaluations import ATTRIBUTIONS, LAYERS, METHODS, Shape, made_evaluation
 from wsi_saliency.evaluation.comparison import compare
+from wsi_saliency.report.outputs import write_report
 from wsi_saliency.report.page import page as evaluation_page
-from wsi_saliency.report.writing import write_report
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,15 +14,15 @@ from tests.helpers.evaluations import ATTRIBUTIONS, LARGE, LAYERS, METHODS, SMAL
 from tests.helpers.paths import ROOT
 from wsi_saliency.evaluation.results import Evaluation, Example, MapKind
 from wsi_saliency.report.panels import DPI, Look, name_points, panels_of, png, style
+from wsi_saliency.report.plots import curves as draw_curves
 from wsi_saliency.report.plots import (
-    choice,
+    faithfulness_by_stability,
     plots,
     sanity,
     scores_by_layer,
     smoothness_by_layer,
     stability,
 )
-from wsi_saliency.report.plots import curves as draw_curves
 from wsi_saliency.report.sheet import MOST_MAPS, examples
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def test_controls_are_drawn_where_they_are() -> None:
 
 def test_the_choice_is_a_point_for_each_map() -> None:
     evaluation = made_evaluation(replace(MIDDLE, extras=True))
-    figure = choice(evaluation)
+    figure = faithfulness_by_stability(evaluation)
     assert [axes.get_title(loc="left") for axes in figure.axes] == list(MIDDLE.attributions)
     assert (
         len({axes.get_xlim() for axes in figure.axes}) == len({axes.get_ylim() for axes in figure.axes}) == 1
@@ -247,7 +247,7 @@ def test_the_same_figures_give_the_same_bytes() -> None:
 
 def test_pyplot_and_torch_stay_out() -> None:
     code = (
-        "import sys, wsi_saliency.report.writing as _; "
+        "import sys, wsi_saliency.report.outputs as _; "
         "sys.exit(any(name in sys.modules for name in ('torch', 'matplotlib.pyplot')))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False)

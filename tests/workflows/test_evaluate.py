@@ -20,7 +20,7 @@ from wsi_saliency import EvaluationSettings, evaluate_slide, evaluate_slides
 from wsi_saliency.errors import ModelError, OutputError, SettingsError, SlideError
 from wsi_saliency.evaluation.results import MapKind
 from wsi_saliency.models import loading
-from wsi_saliency.report import writing as report
+from wsi_saliency.report import outputs
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import METHODS
 from wsi_saliency.workflows import evaluate
@@ -41,7 +41,7 @@ def spots(monkeypatch):
     classifier.module.head.weight.mul_(HEAD)
     monkeypatch.setattr(loading, "_load", lambda uri, weights: classifier)
     monkeypatch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
-    monkeypatch.setattr(report, "plots", lambda evaluation: [])
+    monkeypatch.setattr(outputs, "plots", lambda evaluation: [])
     return classifier
 
 

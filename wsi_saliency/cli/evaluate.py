@@ -40,7 +40,7 @@ def evaluate(
     inserted and deleted in the order of each map. Maps that know nothing of the classifier are the controls.
     """
     speak(quiet=quiet)
-    from wsi_saliency.report.writing import findings
+    from wsi_saliency.report.findings import findings
     from wsi_saliency.workflows.discovery import find_slides
     from wsi_saliency.workflows.evaluate import evaluate_slides
 

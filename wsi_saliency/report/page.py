@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluation.results import Evaluation
     from wsi_saliency.report.plots import Plot
 
-CSS_DPI = 96
+_CSS_DPI = 96  # a page's pixels per inch
 
 
 def page(
@@ -56,7 +56,7 @@ def _subject(evaluation: Evaluation) -> str:
 
 
 def _picture(plot: Plot, png: bytes) -> Picture:
-    w, h = (round(inches * CSS_DPI) for inches in plot.figure.get_size_inches())
+    w, h = (round(inches * _CSS_DPI) for inches in plot.figure.get_size_inches())
     return Picture(plot.name, plot.title, plot.caption, png, w, h)
 
 

@@ -119,7 +119,7 @@ def smoothness_by_layer(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def choice(evaluation: Evaluation) -> Figure:
+def faithfulness_by_stability(evaluation: Evaluation) -> Figure:
     """Draw faithfulness against phase stability, a point for each map; maps of one layer are joined."""
     attributions = distinct(s.kind.attribution for s in _steadied(evaluation))
     figure, panels = panels_of([[attribution] for attribution in attributions], 4.2)
@@ -329,7 +329,7 @@ _PLOTS: tuple[tuple[str, str, str, Callable[[Evaluation], Figure], Callable[[Eva
         "the least steady of them. Hollow markers are the map without smoothing, blurred until it is as "
         "smooth as the method's. Dashed: maps that know nothing of the classifier. Vertical: correlation "
         f"{STEADY:g}. Choose at the upper right.",
-        choice,
+        faithfulness_by_stability,
         lambda e: bool(_steadied(e)),
     ),
     (

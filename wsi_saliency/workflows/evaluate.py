@@ -46,8 +46,8 @@ from wsi_saliency.files import check_folder, filling, locked, writing
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.report.outputs import INDEX_HTML, METRICS_JSON, write_report
 from wsi_saliency.report.plots import PICTURES
-from wsi_saliency.report.writing import INDEX_HTML, METRICS_JSON, write_report
 from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, Network, choose_device, eval_mode
 from wsi_saliency.saliency.reach import Reach

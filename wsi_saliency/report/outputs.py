@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluation.results import Evaluation, MapKind, Phase
     from wsi_saliency.evaluation.statistics import Summary
 
-__all__ = ["findings", "write_report"]
-
 SCHEMA = 1
 METRICS_JSON, METRICS_CSV, CURVES_NPZ, INDEX_HTML = "metrics.json", "metrics.csv", "curves.npz", "index.html"
 
@@ -47,7 +45,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
     compared, sentences = compare(evaluation), findings(evaluation)
     pictures = [(plot, png(plot.figure)) for plot in plots(evaluation)]
     files = {
-        METRICS_JSON: _json(metrics(evaluation, compared, sentences)),
+        METRICS_JSON: metrics_json(evaluation, compared, sentences),
         METRICS_CSV: metrics_csv(compared).encode(),
         CURVES_NPZ: _curves(evaluation),
         **{f"{plot.name}.png": content for plot, content in pictures},
@@ -60,10 +58,10 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
             (folder / name).write_bytes(content)
 
 
-def metrics(evaluation: Evaluation, compared: Sequence[Compared], sentences: Sequence[str]) -> dict[str, Any]:
-    """Collect what ``metrics.json`` holds; NaNs are still in it."""
+def metrics_json(evaluation: Evaluation, compared: Sequence[Compared], sentences: Sequence[str]) -> bytes:
+    """Write all figures but the curves as strict JSON: what is no number is null."""
     seed = bootstrap_seed(evaluation)
-    return {
+    content = {
         "schema": SCHEMA,
         "findings": list(sentences),
         "combinations": [_combination(c) for c in compared],
@@ -78,6 +76,7 @@ def metrics(evaluation: Evaluation, compared: Sequence[Compared], sentences: Seq
         "facts": evaluation.facts,
         "patches": evaluation.patch_rows,
     }
+    return (json.dumps(_strict(content), indent=1, allow_nan=False) + "\n").encode()
 
 
 def metrics_csv(compared: Sequence[Compared]) -> str:
@@ -159,10 +158,6 @@ def _ends(name: str, found: Summary) -> dict[str, float]:
 
 def _csv_value(value: object) -> object:
     return "" if value is None or (isinstance(value, float) and math.isnan(value)) else value
-
-
-def _json(content: object) -> bytes:
-    return (json.dumps(_strict(content), indent=1, allow_nan=False) + "\n").encode()
 
 
 def _strict(value: Any) -> Any:

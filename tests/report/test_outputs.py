@@ -25,7 +25,7 @@ from wsi_saliency.evaluation.comparison import compare
 from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, SanityStage
 from wsi_saliency.evaluation.statistics import paired, summary, verdict
 from wsi_saliency.report.findings import findings
-from wsi_saliency.report.writing import metrics_csv, write_report
+from wsi_saliency.report.outputs import metrics_csv, write_report
 
 WIDE = Shape(METHODS[:3], ATTRIBUTIONS[:2], LAYERS[2:4], patches=30, steps=7, extras=True)
 
