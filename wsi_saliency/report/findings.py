@@ -179,23 +179,19 @@ def _sanity(evaluation: Evaluation) -> list[str]:
         return []
     flagged = [stage for stage in last if is_unchanged(stage)]
     worst = max(last, key=mean_magnitude)
-    most = f"{number(mean_magnitude(worst), 2)} ({_sanity_name(worst)})"
+    most = f"{number(mean_magnitude(worst), 2)} ({spoken(worst)})"
     asked = "Sanity: do the maps depend on what the classifier has learned?"
     if not flagged:
         return [
             f"{asked} Once the network is random, every map is another: rank correlation with the original "
             f"at most {most}. So they do."
         ]
-    shown = some([_sanity_name(stage) for stage in flagged])
+    shown = some([spoken(stage) for stage in flagged])
     return [
         f"{asked} {len(flagged)} of {plural(len(last), 'map')} hardly changed when the network was made "
         f"random: rank correlation with the original up to {most}. Do not rely on {shown}: they show the "
         "picture, not what was learned."
     ]
-
-
-def _sanity_name(stage: SanityStage) -> str:
-    return f"{stage.attribution} at {stage.layer} {with_method(stage.method)}"
 
 
 def _localised(evaluation: Evaluation) -> list[str]:

@@ -70,9 +70,9 @@ def map_name(kind: MapKind) -> str:
     return " · ".join(part for part in (kind.attribution, kind.layer) if part)
 
 
-def spoken(kind: MapKind) -> str:
+def spoken(found: MapKind | SanityStage) -> str:
     """Write a method's map in a sentence, such as ``deeplift at layer2 with backward-hook``."""
-    return f"{kind.attribution} at {kind.layer} {with_method(kind.method)}"
+    return f"{found.attribution} at {found.layer} {with_method(found.method)}"
 
 
 def stage_name(stage: SanityStage) -> str:
