@@ -19,7 +19,7 @@ from wsi_saliency.models.sources import (
     model_sources,
     source_of,
 )
-from wsi_saliency.settings import DEFAULT_MODEL
+from wsi_saliency.settings import DEFAULT_MODEL, ModelSettings, options_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -77,6 +77,10 @@ def test_a_source_whose_library_is_missing_names_the_extra() -> None:
 def test_a_broken_installation_is_not_called_a_missing_extra() -> None:
     with pytest.raises(ModuleNotFoundError, match="no_such_library"):
         replace(FILE, loader="no_such_library:load").load("x.pt", None)
+
+
+def test_help_lists_what_is_understood() -> None:
+    assert options_of(ModelSettings)["model"].help == f"Classifier, one of: {model_sources()}."
 
 
 def test_readme_has_the_table() -> None:

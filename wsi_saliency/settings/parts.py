@@ -69,7 +69,9 @@ class ModelSettings(Settings):
     heading: ClassVar[str] = "Classifier"
     model: str = option(
         DEFAULT_MODEL,
-        "Classifier: demo, camelyon16, timm:NAME (with --weights) or a weights file.",
+        # As `models.sources` lists them, which settings come before; a test compares.
+        "Classifier, one of: camelyon16, demo, timm:NAME with --weights FILE, "
+        "monai:MONAI/pathology_tumor_detection, a .safetensors/.pt/.pth/.ckpt file.",
         metavar="URI",
     )
     weights: Path | None = option(
