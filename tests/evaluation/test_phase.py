@@ -20,7 +20,6 @@ from wsi_saliency.evaluation.phase import (
     moves_of,
 )
 from wsi_saliency.evaluation.results import MapKind, Phase, Scored, with_phase
-from wsi_saliency.settings import METHODS
 
 SMOOTH = ("backward-hook", "centred-hook")
 
@@ -269,7 +268,3 @@ def test_a_patch_s_figure_is_the_mean_of_its_known_moves():
     first, second = with_phase(scored, phase)
     np.testing.assert_allclose(first.phase_stability, [0.5, 0.3, np.nan])
     assert np.isnan(second.phase_stability).all()
-
-
-def test_methods_of_this_file_are_methods():
-    assert set(SMOOTH) <= set(METHODS)
