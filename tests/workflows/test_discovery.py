@@ -11,8 +11,12 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers.paths import ROOT
+from tests.helpers.dicom import of_series
+from tests.helpers.paths import REAL_SLIDES, ROOT
 from wsi_saliency.errors import SlideError
+from wsi_saliency.geometry import Size
+from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.slides.readers.dicom import series_of
 from wsi_saliency.workflows.discovery import find_slides
 
 GROWING = ".a.0123abcd.growing"  # what a run that was killed leaves beside the folder `a`
@@ -180,6 +184,29 @@ def test_one_dicom_file_stands_for_all_in_its_folder(tree):
     tree("s/one/1.dcm", "s/one/2.dcm", "s/two/3.dcm", "s/two/a.svs", "s/two/0.DICOM")
     assert found("s") == {"s/one/1.dcm": "one/1", "s/two/0.DICOM": "two/0", "s/two/a.svs": "two/a"}
     assert set(found("s/one/*")) == {"s/one/1.dcm"}
+
+
+def test_two_dicom_slides_in_one_folder_are_two(tree):
+    tree("s/1.dcm", "s/2.dcm", "s/3.dcm", "s/4.dcm", "s/5.dcm", "t/1.dcm")
+    for name, series in (("s/1", "1.2"), ("s/2", "1.3"), ("s/3", "1.2"), ("s/4", "1.3"), ("t/1", "1.2")):
+        Path(f"{name}.dcm").write_bytes(of_series(series))
+    # The fifth does not say which slide it is of, and is tried.
+    assert found("s") == {"s/1.dcm": "1", "s/2.dcm": "2", "s/5.dcm": "5"}
+    assert set(found("?/*.dcm")) == {"s/1.dcm", "s/2.dcm", "s/5.dcm", "t/1.dcm"}
+
+
+@pytest.mark.skipif(not (REAL_SLIDES / "jpeg.dicom").exists(), reason="no real slides")
+def test_each_dicom_slide_that_is_found_can_be_opened(tree, tmp_path):
+    """OpenSlide takes all files of a series in a folder together, and no others."""
+    content = (REAL_SLIDES / "jpeg.dicom").read_bytes()
+    for name, end in (("a.dcm", b""), ("b.dcm", b"1")):
+        series = series_of(REAL_SLIDES / "jpeg.dicom").encode()
+        (tmp_path / name).write_bytes(content.replace(series, series[: len(series) - len(end)] + end))
+    assert series_of(tmp_path / "a.dcm") != series_of(tmp_path / "b.dcm")
+    assert len(found(".")) == 2
+    for path in found("."):
+        with open_slide(path) as slide:
+            assert slide.size == Size(957, 715)
 
 
 @pytest.mark.parametrize(

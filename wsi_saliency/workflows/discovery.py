@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from wsi_saliency.errors import SlideError
 from wsi_saliency.files import is_working_folder
 from wsi_saliency.slides.opening import is_slide_name
+from wsi_saliency.slides.readers.dicom import series_of
 from wsi_saliency.workflows.record import RUN_JSON, TIFF
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def find_slides(inputs: Iterable[str | Path]) -> list[Job]:
     """Find the slides that files, folders and glob patterns name, in a stable order, each once.
 
     A folder is searched with all folders below it. What this program has written there is left out, and of
-    the ``.dcm`` files in one folder, which are parts of one slide, the first stands for all. Results keep the
+    the ``.dcm`` files in one folder that are parts of one slide, the first stands for all. Results keep the
     slides' paths below that folder, or below the part of a pattern before its first wildcard; they never lie
     above. Slides that differ in their suffix only keep it in the name of their results, and so does one whose
     results would hold those of others.
@@ -106,15 +107,25 @@ def _slides_below(folder: Path) -> list[Path]:
 
 
 def _selected(files: Iterable[Path], root: Path) -> list[Path]:
-    """Leave out our own outputs and all DICOM files of a folder but the first.
+    """Leave out our own outputs and all DICOM files of a slide but the first.
 
     OpenSlide finds the other levels of a DICOM slide from any of its files.
     """
-    selected: dict[Path, Path] = {}
+    selected: dict[tuple[Path, str | None], Path] = {}
     for file in files:
         if not _is_own_output(file, root):
-            selected.setdefault(file.parent if file.suffix.lower() in DICOM_SUFFIXES else file, file)
+            selected.setdefault(_dicom_slide(file) or (file, None), file)
     return list(selected.values())
+
+
+def _dicom_slide(file: Path) -> tuple[Path, str | None] | None:
+    """Folder and series of a DICOM file, which are those of its slide; None of any other file."""
+    if file.suffix.lower() not in DICOM_SUFFIXES:
+        return None
+    try:
+        return file.parent, series_of(file)
+    except OSError:  # opening the slide says what is wrong
+        return file.parent, None
 
 
 def _is_own_output(file: Path, root: Path) -> bool:
