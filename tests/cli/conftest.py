@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import logging
+
+import pytest
+from click.testing import CliRunner
+
+from tests.helpers.commands import PICTURE
+from tests.helpers.nets import spot_classifier
+from tests.helpers.slides import write_svs
+from wsi_saliency.cli import cli
+from wsi_saliency.models import loading
+from wsi_saliency.workflows import explain
+
+
+@pytest.fixture(autouse=True)
+def _own_logging():
+    """Leave no handler behind that writes to a stream of a test that is over."""
+    loggers = [logging.getLogger(name) for name in ("wsi_saliency", "tifffile")]
+    before = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    yield
+    for logger, handlers, level in before:
+        logger.handlers[:] = handlers
+        logger.setLevel(level)
+
+
+@pytest.fixture
+def spots(monkeypatch):
+    """Replace every classifier by the hand-set one, and the picture, which takes longest, by nothing."""
+    monkeypatch.setattr(loading, "_load", lambda uri, weights: spot_classifier(64))
+    monkeypatch.setattr(explain, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """Call the program in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(logging.root, "handlers", [])  # pytest's own hide what a library would print
+            return CliRunner().invoke(cli, [str(a) for a in arguments], prog_name="wsi-saliency")
+
+    return call
+
+
+@pytest.fixture
+def slide(tmp_path):
+    return write_svs(tmp_path / "slide.svs", [PICTURE])

@@ -1,0 +1,241 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import PICTURE, UNREADABLE, WITHOUT_LOGITS, left, only_line, real
+from tests.helpers.nets import spot_classifier
+from tests.helpers.paths import REAL_SLIDES
+from tests.helpers.slides import write_svs
+from wsi_saliency.heatmap.ome_zarr import Heatmap
+from wsi_saliency.models import loading
+from wsi_saliency.saliency.engine import Explainer
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--layer", "nix"], ["no layer 'nix'", "stage3", "1/8", "--layer"]),
+        (["--layer", "3"], ["no stage of the model lies at 1/3", "1/4", "1/8"]),
+        (["--target", "nix"], ["no class 'nix'", "0: normal, 1: tumour", "--target"]),
+        (["--target", "2"], ["no class '2'"]),
+        (["--device", "nix"], ["unknown device 'nix'", "auto, cpu, cuda"]),
+        (["--patch", "16", "--layer", "32"], ["--layer"]),
+        (["-o", "slide.svs"], ["slide.svs: cannot be written (it is a file, not a folder)", "with -o"]),
+        (["-o", "slide.svs/below"], ["slide.svs: cannot be written (it is a file, not a folder)", "-o"]),
+        (["-o", "x" * 300], ["cannot be written (File name too long)", "-o"]),
+    ],
+    ids=lambda value: " ".join(value)[:30],
+)
+@pytest.mark.usefixtures("spots")
+def test_what_does_not_fit_is_one_line_that_names_the_way_out(call, slide, tmp_path, arguments, words):
+    line = only_line(call("run", slide, "--device", "cpu", *arguments))
+    assert [word for word in words if word not in line] == []
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "nix"], ["'nix' is not understood", "demo", "timm:NAME"]),
+        (["--model", "timm:test_resnet"], ["--weights FILE"]),
+        (["--model", "timm:test_resnet", "--weights", "none.pt"], ["none.pt does not exist"]),
+        (["--model", "demo", "--weights", "none.pt"], ["demo brings its own weights"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_a_classifier_that_cannot_be_had(call, slide, tmp_path, arguments, words):
+    line = only_line(call("run", slide, *arguments))
+    assert [word for word in words if word not in line] == []
+    assert left(tmp_path) == []
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_folder_without_slides(call, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "empty: no slides in this folder" in only_line(call("run", "empty"))
+    assert "empty/*.svs: no slides match this pattern" in only_line(call("run", "empty/*.svs"))
+
+
+@pytest.mark.usefixtures("spots")
+def test_an_unexpected_error_has_a_traceback_with_v_only(call, slide, tmp_path, monkeypatch):
+    def broken(*args):
+        raise IndexError("what a bug says")
+
+    monkeypatch.setattr(Explainer, "__call__", broken)
+    line = only_line(call("run", slide))
+    assert "slide.svs: unexpected IndexError: what a bug says (run with -v for the traceback)" in line
+    assert "Traceback" in call("run", slide, "-v").stderr
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.usefixtures("spots")
+def test_an_interrupted_run_says_so_and_leaves_nothing(call, slide, tmp_path, monkeypatch, name, code):
+    def interrupted(*args):
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(5)
+
+    monkeypatch.setattr(Explainer, "__call__", interrupted)
+    result = call("run", slide)
+    assert result.exit_code == code
+    assert result.stderr == "Interrupted; nothing unfinished was left behind.\n"
+    assert list(tmp_path.iterdir()) == [slide]
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_run_says_one_line_a_slide_and_quiet_says_nothing(call, slide, tmp_path):
+    first = call("run", slide, "--device", "cpu")
+    assert (first.exit_code, first.stderr) == (0, "")
+    (line,) = first.stdout.splitlines()
+    patches = json.loads((tmp_path / "saliency" / "slide" / "run.json").read_text())["patches"]
+    counts = f"{patches['tissue']} of {patches['grid']} patches explained"
+    assert line.startswith(f"{slide}: {counts} in ")
+    assert line.endswith(f"→ {Path('saliency/slide')}")
+    quiet = call("run", slide, "--quiet", "--overwrite", "--device", "cpu")
+    assert (quiet.exit_code, quiet.output) == (0, "")
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_complete_result_is_kept_and_the_run_says_so(call, slide):
+    call("run", slide, "--device", "cpu")
+    again = call("run", slide, "--workers", "2")
+    assert again.stdout == f"{slide}: complete result kept in saliency/slide; --overwrite replaces it\n"
+    other = call("run", slide, "--layer", "16", "--overlap", "0.25")
+    made = "made with layer default (now 16), overlap 0.5 (now 0.25)"
+    assert (
+        other.stdout == f"{slide}: complete result kept in saliency/slide, {made}; --overwrite replaces it\n"
+    )
+    assert (again.exit_code, other.exit_code) == (0, 0)
+
+
+@pytest.mark.usefixtures("spots")
+def test_options_reach_the_record(call, slide, tmp_path):
+    arguments = ["--mpp", "0.4", "--overlap", "0.25", "--layer", "16", "--target", "0", "--patch", "128"]
+    arguments += ["--attribution", "gradient-x-activation", "--method", "none", "--ome-zarr", "0.5"]
+    arguments += ["--tissue-threshold", "0.2", "--batch", "2", "--workers", "1", "--device", "cpu"]
+    result = call("run", slide, "-o", "maps", "--range", "-0.5,2", *arguments)
+    assert result.exit_code == 0, result.output
+    settings = json.loads((tmp_path / "maps" / "slide" / "run.json").read_text())["settings"]
+    given = {
+        name.removeprefix("--").replace("-", "_"): v
+        for name, v in zip(arguments[::2], arguments[1::2], strict=True)
+    }
+    assert {name: str(settings[name]) for name in given} == given
+    assert settings["range"] == [-0.5, 2.0]
+    assert (tmp_path / "maps" / "slide" / "saliency.ome.zarr" / "zarr.json").is_file()
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_bad_slide_among_others_is_named_at_the_end(call, tmp_path):
+    for name in ("a.svs", "sub/c.svs"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_svs(tmp_path / "in" / name, [PICTURE])
+    (tmp_path / "in" / "b.svs").write_text("no slide")
+    for slides in (["in"], ["in/**/*.svs"], ["in/a.svs", "in/b.svs", "missing.svs", "in/sub/c.svs"]):
+        result = call("run", *slides, "-o", "out", "--device", "cpu", "--overwrite")
+        assert result.exit_code == 1
+        bad = [line for line in result.stderr.splitlines() if line.startswith("  ")]
+        n, failed = len(bad), "missing.svs" in slides
+        assert n == 1 + failed
+        assert f"Error: {n} of {3 + failed} slides failed:" in result.stderr
+        assert bad[0].startswith("  in/b.svs: ")
+        assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["in/a.svs", "in/sub/c.svs"]
+        c = "c" if failed else "sub/c"
+        assert {p.parent.relative_to(tmp_path / "out").as_posix() for p in tmp_path.rglob("run.json")} >= {
+            "a",
+            c,
+        }
+        assert not (tmp_path / "out" / "b").exists()
+
+
+@pytest.mark.usefixtures("spots")
+def test_what_the_classifier_notes_is_said_once(call, tmp_path, monkeypatch):
+    noted = replace(spot_classifier(64), notes=("for tests only",))
+    monkeypatch.setattr(loading, "_load", lambda uri, weights: noted)
+    for name in "ab":
+        write_svs(tmp_path / f"{name}.svs", [PICTURE])
+    arguments = ["run", "a.svs", "b.svs", "--model", "noted", "--overlap", "0", "--overwrite"]
+    assert call(*arguments).stderr == "WARNING: noted: for tests only\n"
+    assert call(*arguments, "--quiet").stderr == ""
+
+
+@real
+def test_a_real_slide_with_the_demo_classifier(call, tmp_path):
+    slide = REAL_SLIDES / "cmu-1-small-region.svs"
+    result = call("run", slide, "--model", "demo", "--overlap", "0", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("no medical meaning") == 1
+    folder = tmp_path / "saliency" / "cmu-1-small-region"
+    record = json.loads((folder / "run.json").read_text())
+    assert record["slide"]["mpp"] == {"x": 0.499, "y": 0.499}
+    assert 30 < record["patches"]["tissue"] < record["patches"]["grid"] == 10 * 14
+    values = Heatmap.open(folder / "saliency.ome.zarr").read(0)
+    assert 0.2 < (values != 0).mean() < 0.7
+
+
+@real
+@pytest.mark.usefixtures("spots")
+def test_a_real_dicom_slide(call, tmp_path):
+    result = call("run", REAL_SLIDES / "jpeg.dicom", "--overlap", "0", "--device", "cpu")
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "saliency" / "jpeg" / "run.json").read_text())
+    assert record["slide"]["format"] == "dicom"
+
+
+@real
+@pytest.mark.usefixtures("spots")
+def test_a_real_slide_that_is_cut_off(call, tmp_path):
+    whole = (REAL_SLIDES / "cmu-1-small-region.svs").read_bytes()
+    (tmp_path / "cut.svs").write_bytes(whole[: len(whole) * 6 // 10])
+    assert "cut.svs" in only_line(call("run", "cut.svs"))
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", UNREADABLE)
+@pytest.mark.usefixtures("spots")
+def test_a_slide_that_cannot_be_read_is_one_line_that_names_it(call, tmp_path, name):
+    make, reason = UNREADABLE[name]
+    make(tmp_path / name)
+    line = only_line(call("run", tmp_path / name))
+    assert name in line
+    assert reason in line
+    assert left(tmp_path) == []
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_slide_without_mpp_is_one_line_that_names_the_option(call, tmp_path):
+    slide = write_svs(tmp_path / "without.svs", [PICTURE], mpp=None, power=None)
+    line = only_line(call("run", slide))
+    assert "without.svs" in line
+    assert "give it with --mpp" in line
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("module", WITHOUT_LOGITS)
+def test_a_classifier_without_logits(call, slide, tmp_path, monkeypatch, module):
+    monkeypatch.setattr(loading, "_load", lambda *_: replace(spot_classifier(64), module=module()))
+    line = only_line(call("run", slide))
+    assert "spots" in line
+    assert "logits (N, K)" in line
+    assert left(tmp_path) == []
+
+
+@real
+@pytest.mark.usefixtures("spots")
+def test_a_real_slide_without_mpp_stops(call):
+    assert "give it with --mpp" in only_line(call("run", REAL_SLIDES / "tumor_001aaf.tif"))
+
+
+@real
+@pytest.mark.usefixtures("spots")
+def test_a_real_slide_that_breaks_when_it_is_read(call, tmp_path):
+    line = only_line(call("run", REAL_SLIDES / "unreadable.svs"))
+    assert "unreadable.svs: cannot read the region x=0, y=0, " in line
+    assert left(tmp_path) == []
