@@ -35,7 +35,7 @@ QUICK = {
     "evaluate": " ".join(
         [
             *(f"--{name.replace('_', '-')} {value}" for name, value in QUICK_EVALUATION.items()),
-            "--layers 8 --methods none,centred-hook --attributions gradient",
+            "--layer 8 --method none,centred-hook --attribution gradient",
         ]
     ),
     "train-surrogate": "--patches 4 --epochs 1",
