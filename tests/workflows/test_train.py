@@ -112,6 +112,13 @@ def test_a_surrogate_is_trained_from_slide_to_file(slide, model, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+def test_without_patches_held_out_all_are_trained_on_and_nothing_is_scored(slide, model, tmp_path):
+    result = train(slide, model, tmp_path / "s.safetensors", "--held-out", "0")
+    assert result.exit_code == 0, result.output
+    assert "held out      nothing, so the surrogate is not scored" in result.output
+    assert Surrogate.load(tmp_path / "s.safetensors").settings["held_out"] == 0
+
+
 def test_an_interrupted_training_continues(slide, model, tmp_path, monkeypatch):
     whole, out = tmp_path / "whole.safetensors", tmp_path / "surrogate.safetensors"
     assert train(slide, model, whole).exit_code == 0

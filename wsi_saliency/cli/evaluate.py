@@ -15,7 +15,7 @@ from wsi_saliency.settings import EvaluationSettings
     cls=Command,
     epilog=examples(
         "evaluate slide.svs --model demo --attribution gradient --layer 8 --patches 20",
-        "evaluate slides/ --predicted-positive --annotations annotations/ --sanity -o evaluation",
+        "evaluate slides/ --predicted-positive --annotations annotations/ --sanity",
     ),
 )
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")

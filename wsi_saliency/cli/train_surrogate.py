@@ -15,8 +15,8 @@ from wsi_saliency.settings import TrainingSettings
     "train-surrogate",
     cls=Command,
     epilog=examples(
-        "train-surrogate slides/ --model camelyon16 --balance metastasis -o surrogate.safetensors",
-        "train-surrogate slide.svs --model timm:resnet18 --weights weights.safetensors --patches 4000",
+        "train-surrogate slides/ --balance metastasis",
+        "train-surrogate slide.svs --model timm:resnet18 --weights weights.safetensors",
     ),
 )
 @click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")

@@ -71,6 +71,10 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         self.choices = choices
         self.everything = everything
 
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """Return what stands for the names in ``--help``."""
+        return "LIST" if self.everything is None else "all|LIST"
+
     def convert(self, value: Any, param: _Param, ctx: _Context) -> tuple[str, ...]:
         """Split the names, and check them if there are only certain ones."""
         if isinstance(value, tuple):

@@ -32,7 +32,6 @@ class ComparisonSettings(Settings):
         (),
         f"Of {', '.join(METHODS)}; none is always among them. all: those there are for the classifier.",
         flag="method",
-        metavar="all|LIST",
         choices=METHODS,
         everything=(),
         shown="all",
@@ -41,7 +40,6 @@ class ComparisonSettings(Settings):
         (),
         f"Of {', '.join(ATTRIBUTIONS)}; all: all of them.",
         flag="attribution",
-        metavar="all|LIST",
         choices=ATTRIBUTIONS,
         everything=ATTRIBUTIONS,
         shown="gradient,deeplift",
@@ -50,7 +48,6 @@ class ComparisonSettings(Settings):
         (),
         "Module names, reductions, last, input.",
         flag="layer",
-        metavar="LIST",
         shown="input,4,8,16,last",
     )
 

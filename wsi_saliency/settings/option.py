@@ -60,7 +60,7 @@ class Option:
     help
         What the setting decides, in a sentence.
     metavar
-        What stands for the value in ``--help``.
+        What stands for the value in ``--help``, where its type does not say enough.
     within
         The range of a number; each number has one.
     choices
