@@ -42,6 +42,6 @@ def test_bundled_classifier_describes_itself() -> None:
     assert demo.mpp is not None
     demo.target_index(None)
     assert any("no medical meaning" in note for note in demo.notes)
-    assert not any("not in the weights file" in note for note in demo.notes)
+    assert not any("not stated" in note for note in demo.notes)
     assert len(BUNDLED.read_bytes()) <= 2_500_000
     assert "no medical meaning" in CARD.read_text(encoding="utf-8")

@@ -43,6 +43,8 @@ class FakeHub(BaseHTTPRequestHandler):
         if found:
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
+        elif REVISION in self.path:
+            self.send_header("X-Error-Code", "EntryNotFound")
         self.send_header("Content-Length", str(len(CONTENT)) if found else "0")
         self.end_headers()
         self.wfile.write(body if found else b"")
@@ -78,13 +80,13 @@ def point_at(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
 def assert_refused_within(seconds: float, *said: str) -> None:
     start = time.monotonic()
     with pytest.raises(ModelError) as caught:
-        hub.hub_file(REPO, FILE, REVISION)
+        hub.HubRepo(REPO, REVISION).file(FILE)
     assert time.monotonic() - start < seconds
     assert "\n" not in str(caught.value)
     message = str(caught.value)
     assert message.startswith("--model demo works without a network")
-    ways = f"--weights FILE (elsewhere: hf download {REPO} {FILE} --revision {REVISION})"
-    for part in (ways, "--model timm:NAME --weights FILE", *said):
+    ways = f"(hf download {REPO} --revision {REVISION} --local-dir FOLDER) and give --model FOLDER"
+    for part in (ways, *said):
         assert part in message
 
 
@@ -93,10 +95,10 @@ def test_a_file_is_downloaded_once_and_then_cached(
 ) -> None:
     with fake_hub() as endpoint:
         point_at(endpoint, monkeypatch)
-        path = hub.hub_file(REPO, FILE, REVISION)
+        path = hub.HubRepo(REPO, REVISION).file(FILE)
     assert path.read_bytes() == CONTENT
     assert path == empty_cache / "models--ORG--model" / "snapshots" / COMMIT / FILE
-    assert hub.hub_file(REPO, FILE, REVISION) == path  # the Hub is gone
+    assert hub.HubRepo(REPO, REVISION).file(FILE) == path  # the Hub is gone
 
 
 def test_another_revision_in_the_cache_is_not_taken(
@@ -109,7 +111,7 @@ def test_another_revision_in_the_cache_is_not_taken(
     (empty_cache / "models--ORG--model" / "refs" / "main").write_text(COMMIT)
     point_at("http://127.0.0.1:9", monkeypatch)
     assert_refused_within(2)
-    assert hub.hub_file(REPO, FILE, "main").read_bytes() == CONTENT
+    assert hub.HubRepo(REPO).file(FILE).read_bytes() == CONTENT
 
 
 class Terminal(io.StringIO):
@@ -137,7 +139,7 @@ def test_a_download_shows_its_progress_to_who_looks(
     monkeypatch.setattr(sys, "stderr", stderr)
     with fake_hub() as endpoint:
         point_at(endpoint, monkeypatch)
-        hub.hub_file(REPO, FILE, REVISION)
+        hub.HubRepo(REPO, REVISION).file(FILE)
     assert ("model.pt" in stderr.getvalue() and "100%" in stderr.getvalue()) == shown
     assert not are_progress_bars_disabled("huggingface_hub.http_get")
 
@@ -168,7 +170,38 @@ def test_a_file_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> N
     with fake_hub() as endpoint:
         point_at(endpoint, monkeypatch)
         with pytest.raises(ModelError, match="404"):
-            hub.hub_file(REPO, "models/other.pt", REVISION)
+            hub.HubRepo(REPO, REVISION).file("models/other.pt")
+
+
+def test_the_first_name_that_the_hub_has_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    repo = hub.HubRepo(REPO, REVISION)
+    with fake_hub() as endpoint:
+        point_at(endpoint, monkeypatch)
+        path = repo.file("model.safetensors", FILE, "another")
+    assert path.read_bytes() == CONTENT
+    assert repo.file("model.safetensors", FILE) == path  # the Hub is gone
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    point_at("http://127.0.0.1:9", monkeypatch)
+    with pytest.raises(ModelError, match=r"model\.safetensors of ORG/model .* refused"):
+        hub.HubRepo(REPO).file("model.safetensors", FILE)
+
+
+@pytest.mark.parametrize(
+    ("name", "revision"),
+    [("ORG/name", "main"), ("ORG/na.me-2@v1.0", "v1.0"), ("o_1/n@refs/pr/1", "refs/pr/1")],
+)
+def test_a_repository_is_named_with_its_revision(name: str, revision: str) -> None:
+    assert hub.hub_repo(name, "hf-hub") == hub.HubRepo(name.partition("@")[0], revision)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "name", "ORG/", "a/b/c", "../etc/passwd", "ORG/..", "ORG/a@../..", "ORG/a b", "é/a"]
+)
+def test_what_names_no_repository_is_refused(name: str) -> None:
+    with pytest.raises(ModelError, match="write hf-hub:ORG/NAME"):
+        hub.hub_repo(name, "hf-hub")
 
 
 def test_the_default_classifier_names_the_ways_out(monkeypatch: pytest.MonkeyPatch) -> None:

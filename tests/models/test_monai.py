@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import hashlib
 import os
 import subprocess
 import sys
@@ -12,6 +11,7 @@ from huggingface_hub import constants
 from torch import Tensor, nn
 from torchvision.models import resnet18  # type: ignore[import-untyped]
 
+from tests.helpers.hub_cache import cached, torch_bytes
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.models.monai import REVISION, resnet_state
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 REPO = "MONAI/pathology_tumor_detection"
-COMMIT = "3ceb398" + 33 * "0"
 
 
 class MonaiNetwork(nn.Module):
@@ -51,17 +50,8 @@ def network() -> MonaiNetwork:
 
 @pytest.fixture
 def cache(network: MonaiNetwork, tmp_path: Path) -> Path:
-    """A cache as huggingface_hub lays it out after downloading the bundle's weights by their tag."""
-    repo = tmp_path / "hub" / "models--MONAI--pathology_tumor_detection"
-    snapshot = repo / "snapshots" / COMMIT / "models"
-    for folder in (repo / "blobs", repo / "refs", snapshot):
-        folder.mkdir(parents=True)
-    torch.save(network.state_dict(), tmp_path / "model.pt")
-    blob = repo / "blobs" / hashlib.sha256((tmp_path / "model.pt").read_bytes()).hexdigest()
-    (tmp_path / "model.pt").rename(blob)
-    (repo / "refs" / REVISION).write_text(COMMIT)
-    (snapshot / "model.pt").symlink_to(os.path.relpath(blob, snapshot))
-    return tmp_path / "hub"
+    """A cache after downloading the bundle's weights by their tag."""
+    return cached(tmp_path / "hub", REPO, {"models/model.pt": torch_bytes(network.state_dict())}, REVISION)
 
 
 def assert_same_logits(module: nn.Module, network: MonaiNetwork) -> None:
@@ -113,11 +103,11 @@ OFFLINE = """
 import time
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.loading import load_classifier
-from wsi_saliency.models.hub import hub_file
+from wsi_saliency.models.hub import HubRepo
 print(load_classifier("camelyon16").class_names)
 start = time.monotonic()
 try:
-    hub_file("MONAI/pathology_tumor_detection", "models/model.pt", "0.0.1")
+    HubRepo("MONAI/pathology_tumor_detection", "0.0.1").file("models/model.pt")
 except ModelError as error:
     print(error)
 assert time.monotonic() - start < 2

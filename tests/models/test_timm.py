@@ -80,8 +80,8 @@ def test_what_nobody_says_is_timms_and_said(tmp_path: Path) -> None:
     assert (loaded.patch, loaded.mean, loaded.std) == (config.input_size[-1], config.mean, config.std)
     assert loaded.class_names == ("0", "1", "2")
     assert loaded.notes == (
-        "patch size, mean, std: not in the weights file, taken from timm's test_resnet",
-        "class names: not in the weights file, classes are numbered",
+        "patch size, mean, std: not stated, taken from timm's test_resnet",
+        "class names: not stated, classes are numbered",
     )
 
 

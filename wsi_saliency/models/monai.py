@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.hub import hub_file
+from wsi_saliency.models.hub import HubRepo
 from wsi_saliency.models.sources import PATHOLOGY_TUMOR_DETECTION
 from wsi_saliency.models.timm import build, described
 from wsi_saliency.models.weights import read_weights
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 REVISION = "0.6.3"  # MONAI tags each bundle version on the Hub; 0.6.4 has the same weights
 WEIGHTS_FILE = "models/model.pt"
+_OTHERWISE = (
+    "give a copy of it with --weights FILE (elsewhere: hf download "
+    f"{PATHOLOGY_TUMOR_DETECTION} {WEIGHTS_FILE} --revision {REVISION}), or use "
+    "--model timm:NAME --weights FILE"
+)
 
 # MONAI's TorchVisionFCModel holds torchvision's ResNet as a sequence; 2 and 3 are its ReLU and max pooling.
 _RESNET_NAMES: Mapping[str, str] = {
@@ -49,7 +54,7 @@ def load_monai(repo: str, weights: Path | None) -> Classifier:
         raise ModelError(
             f"monai:{repo} is not understood; of MONAI's bundles monai:{PATHOLOGY_TUMOR_DETECTION} is"
         )
-    read = read_weights(weights or hub_file(repo, WEIGHTS_FILE, REVISION))
+    read = read_weights(weights or HubRepo(repo, REVISION, otherwise=_OTHERWISE).file(WEIGHTS_FILE))
     renamed = described(
         replace(read, state=resnet_state(read.state)),
         patch=224,

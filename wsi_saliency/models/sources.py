@@ -87,6 +87,11 @@ SOURCES: Mapping[str, Source] = {
         "an architecture of timm, with the weights of your file",
         "wsi_saliency.models.timm:load_timm",
     ),
+    "hf-hub": Source(
+        "hf-hub:ORG/NAME",
+        "a checkpoint of timm on the Hugging Face Hub, with the preprocessing of its config.json",
+        "wsi_saliency.models.configured:load_hf_hub",
+    ),
     "monai": Source(
         f"monai:{PATHOLOGY_TUMOR_DETECTION}",
         "the bundle of MONAI on the Hugging Face Hub, or of --weights FILE",

@@ -69,6 +69,8 @@ def build(architecture: str, weights: Weights, uri: str) -> Classifier:
     module = build_module(architecture, weights, classes, heads)
     classes = classes or int(module.num_classes)  # type: ignore[arg-type]
     said = weights.description
+    if said.classes not in (None, classes):
+        raise ModelError(f"{weights.path}: {classes} logits, and its description says {said.classes}")
     return Classifier(
         module=module.eval().requires_grad_(False),
         uri=uri,
@@ -138,9 +140,9 @@ def _notes(weights: Weights, architecture: str) -> tuple[str, ...]:
     ]
     notes = [said.note] if said.note else []
     if unsaid:
-        notes.append(f"{', '.join(unsaid)}: not in the weights file, taken from timm's {architecture}")
+        notes.append(f"{', '.join(unsaid)}: not stated, taken from timm's {architecture}")
     if said.class_names is None:
-        notes.append("class names: not in the weights file, classes are numbered")
+        notes.append("class names: not stated, classes are numbered")
     return tuple(notes)
 
 

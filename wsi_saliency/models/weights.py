@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.filetypes import read_head
 from wsi_saliency.messages import one_line
 from wsi_saliency.models.checkpoints import read_before_zip, read_zipped
+from wsi_saliency.models.json_files import mapping, names, positive, three_numbers, three_positive, whole
 from wsi_saliency.models.kinds import kind_of, what_is
 from wsi_saliency.models.sources import SUFFIXES
 from wsi_saliency.models.wording import bytes_in_words
@@ -57,6 +57,7 @@ class Description:
     std: tuple[float, float, float] | None = None
     class_names: tuple[str, ...] | None = None
     note: str | None = None
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,57 +161,17 @@ def _described(metadata: Mapping[str, str], path: Path) -> Description:
     return Description(**fields)
 
 
-def _positive(text: str) -> float:
-    value = float(text)
-    if not (value > 0 and math.isfinite(value)):
-        raise ValueError("has to be positive")
-    return value
-
-
-def _pixels(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError("has to be positive")
-    return int(text)
-
-
-def _three_numbers(text: str) -> tuple[float, float, float]:
-    values = json.loads(text)
-    if not (isinstance(values, list) and len(values) == 3 and all(type(v) in (int, float) for v in values)):
-        raise ValueError("has to be a JSON list of three numbers")
-    x, y, z = (float(value) for value in values)
-    if not all(math.isfinite(value) for value in (x, y, z)):
-        raise ValueError("has to be three finite numbers")
-    return x, y, z
-
-
-def _three_positive(text: str) -> tuple[float, float, float]:
-    values = _three_numbers(text)
-    if min(values) <= 0:
-        raise ValueError("has to be positive")
-    return values
-
-
-def _names(text: str) -> tuple[str, ...]:
-    values = json.loads(text)
-    if not (isinstance(values, list) and values and all(isinstance(v, str) for v in values)):
-        raise ValueError("has to be a JSON list of names")
-    return tuple(one_line(value) for value in values)
-
-
-def _arguments(text: str) -> dict[str, Any]:
-    values = json.loads(text)
-    if not isinstance(values, dict):
-        raise ValueError("has to be a JSON object")
-    return values
+def _from_json(check: Callable[[Any], object]) -> Callable[[str], object]:
+    return lambda text: check(json.loads(text))
 
 
 _METADATA: Mapping[str, Callable[[str], object]] = {
     "architecture": one_line,
-    "model_args": _arguments,
-    "patch": _pixels,
-    "mpp": _positive,
-    "mean": _three_numbers,
-    "std": _three_positive,
-    "class_names": _names,
+    "model_args": _from_json(mapping),
+    "patch": lambda text: whole(int(text)),
+    "mpp": lambda text: positive(float(text)),
+    "mean": _from_json(three_numbers),
+    "std": _from_json(three_positive),
+    "class_names": _from_json(names),
     "note": one_line,
 }
