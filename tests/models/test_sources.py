@@ -12,6 +12,7 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.models.sources import (
     ALIASES,
     FILE,
+    FOLDER,
     SOURCES,
     SUFFIXES,
     Source,
@@ -39,7 +40,7 @@ def test_what_follows_the_scheme_is_the_sources(scheme: str) -> None:
     assert source_of(scheme) == (SOURCES[scheme], "")
 
 
-@pytest.mark.parametrize("written", [written.split()[0] for written, _ in described_sources()[:-1]])
+@pytest.mark.parametrize("written", [written.split()[0] for written, _ in described_sources()[:-2]])
 def test_what_is_listed_is_understood(written: str) -> None:
     source, name = source_of(written)
     assert source in SOURCES.values()
@@ -61,7 +62,13 @@ def test_a_file_is_known_by_its_suffix_or_by_being_there(suffix: str, tmp_path: 
     assert source_of(str(there)) == (FILE, str(there))
 
 
-@pytest.mark.parametrize("source", [*SOURCES.values(), FILE], ids=lambda source: source.loader)
+def test_a_folder_is_known_by_being_there(tmp_path: Path) -> None:
+    assert source_of(str(tmp_path)) == (FOLDER, str(tmp_path))
+    with pytest.raises(ModelError, match="is not understood"):
+        source_of(str(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize("source", [*SOURCES.values(), FOLDER, FILE], ids=lambda source: source.loader)
 def test_a_loader_is_there_and_refuses_with_one_line(source: Source, tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         source.load("no such model", tmp_path / "missing.pt")
@@ -94,4 +101,4 @@ def test_table_needs_neither_torch_nor_the_sources() -> None:
     loaded = set(done.stdout.split())
     assert "wsi_saliency.models.sources" in loaded
     assert not loaded & {"torch", "timm", "huggingface_hub", "safetensors"}
-    assert not any(source.loader.split(":")[0] in loaded for source in (*SOURCES.values(), FILE))
+    assert not any(source.loader.split(":")[0] in loaded for source in (*SOURCES.values(), FOLDER, FILE))

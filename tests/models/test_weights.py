@@ -20,7 +20,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.weights import Description, read_weights
+from wsi_saliency.models.description import Description
+from wsi_saliency.models.weights import read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

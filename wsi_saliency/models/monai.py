@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.hub import HubRepo
+from wsi_saliency.models.resnets import unwrapped
 from wsi_saliency.models.sources import PATHOLOGY_TUMOR_DETECTION
 from wsi_saliency.models.timm import build, described
 from wsi_saliency.models.weights import read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
-
-    from torch import Tensor
 
     from wsi_saliency.models.classifier import Classifier
 
@@ -26,16 +24,6 @@ _OTHERWISE = (
     f"{PATHOLOGY_TUMOR_DETECTION} {WEIGHTS_FILE} --revision {REVISION}), or use "
     "--model timm:NAME --weights FILE"
 )
-
-# MONAI's TorchVisionFCModel holds torchvision's ResNet as a sequence; 2 and 3 are its ReLU and max pooling.
-_RESNET_NAMES: Mapping[str, str] = {
-    "features.0.": "conv1.",
-    "features.1.": "bn1.",
-    "features.4.": "layer1.",
-    "features.5.": "layer2.",
-    "features.6.": "layer3.",
-    "features.7.": "layer4.",
-}
 
 
 def load_monai(repo: str, weights: Path | None) -> Classifier:
@@ -56,7 +44,8 @@ def load_monai(repo: str, weights: Path | None) -> Classifier:
         )
     read = read_weights(weights or HubRepo(repo, REVISION, otherwise=_OTHERWISE).file(WEIGHTS_FILE))
     renamed = described(
-        replace(read, state=resnet_state(read.state)),
+        replace(read, state=unwrapped(read.state)),
+        architecture="resnet18",
         patch=224,
         mpp=0.25,
         mean=(0.5, 0.5, 0.5),
@@ -64,16 +53,4 @@ def load_monai(repo: str, weights: Path | None) -> Classifier:
         class_names=("metastasis",),
         note="MONAI calls this model an example, not to be used for diagnostic purposes",
     )
-    return build("resnet18", renamed, f"monai:{repo}")
-
-
-def resnet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the parameters of MONAI's ``TorchVisionFCModel`` to those of timm's ResNet."""
-    return {_resnet_name(key): value for key, value in state.items()}
-
-
-def _resnet_name(key: str) -> str:
-    for monai, resnet in _RESNET_NAMES.items():
-        if key.startswith(monai):
-            return resnet + key.removeprefix(monai)
-    return key
+    return build(renamed, f"monai:{repo}")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from wsi_saliency.models.classifier import Classifier
 
 Load = Callable[[str, Path | None], "Classifier"]
-"""From what follows the scheme's colon (of a file: its path), and ``--weights``, to a classifier."""
+"""From what follows the scheme's colon (its path, of a folder or file), and ``--weights``, to one."""
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 PATHOLOGY_TUMOR_DETECTION = "MONAI/pathology_tumor_detection"
@@ -92,6 +92,11 @@ SOURCES: Mapping[str, Source] = {
         "a checkpoint of timm on the Hugging Face Hub, with the preprocessing of its config.json",
         "wsi_saliency.models.configured:load_hf_hub",
     ),
+    "wsinfer": Source(
+        "wsinfer:NAME",
+        "a model of WSInfer's zoo on the Hugging Face Hub, by its name in the registry",
+        "wsi_saliency.models.wsinfer:load_wsinfer",
+    ),
     "monai": Source(
         f"monai:{PATHOLOGY_TUMOR_DETECTION}",
         "the bundle of MONAI on the Hugging Face Hub, or of --weights FILE",
@@ -102,6 +107,11 @@ FILE = Source(
     f"a {'/'.join(SUFFIXES)} file",
     "weights of timm's architectures that say in their metadata what they are",
     "wsi_saliency.models.timm:load_file",
+)
+FOLDER = Source(
+    "a folder",
+    "files of one model with the config.json of timm or WSInfer",
+    "wsi_saliency.models.configured:load_folder",
 )
 ALIASES: Mapping[str, Alias] = {
     "camelyon16": Alias(
@@ -117,24 +127,26 @@ def model_sources() -> str:
 
 
 def described_sources() -> list[tuple[str, str]]:
-    """Return how each kind of model is written, and what it is: short names, schemes, files."""
-    kinds = [*SOURCES.values(), FILE]
+    """Return how each kind of model is written, and what it is: short names, schemes, folders, files."""
+    kinds = [*SOURCES.values(), FOLDER, FILE]
     return [*((name, alias.what) for name, alias in ALIASES.items()), *((s.written, s.what) for s in kinds)]
 
 
 def source_of(uri: str) -> tuple[Source, str]:
-    """Find the source of a model URI, and what follows its colon; of a file, its path.
+    """Find the source of a model URI, and what follows its colon; of a folder or file, its path.
 
     Raises
     ------
     ModelError
-        If the URI is of no known scheme, and neither is a file nor is called like one.
+        If the URI is of no known scheme, and is neither a folder nor a file nor called like one.
     """
     uri = ALIASES[uri].uri if uri in ALIASES else uri
     scheme, _, name = uri.partition(":")
     if scheme in SOURCES:
         return SOURCES[scheme], name
     path = Path(uri)
+    if uri and path.expanduser().is_dir():
+        return FOLDER, uri
     if path.suffix not in SUFFIXES and not path.expanduser().is_file():
         raise ModelError(f"--model {uri!r} is not understood; it can be {model_sources()}")
     return FILE, uri

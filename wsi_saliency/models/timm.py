@@ -30,7 +30,8 @@ def load_timm(name: str, weights: Path | None) -> Classifier:
     """
     if weights is None:
         raise ModelError(f"timm:{name} needs a weights file; add --weights FILE")
-    return build(name, read_weights(weights), f"timm:{name}")
+    read = read_weights(weights)
+    return build(described(read, architecture=name), f"timm:{name}")
 
 
 def load_file(name: str, weights: Path | None) -> Classifier:
@@ -49,11 +50,11 @@ def load_file(name: str, weights: Path | None) -> Classifier:
         raise ModelError(
             f"{path} does not say which architecture it is for; use --model timm:NAME --weights {path}"
         )
-    return build(read.description.architecture, read, str(path))
+    return build(read, str(path))
 
 
-def build(architecture: str, weights: Weights, uri: str) -> Classifier:
-    """Build timm's ``architecture``, load the weights strictly, and complete their description.
+def build(weights: Weights, uri: str) -> Classifier:
+    """Build the architecture that the weights say, load them strictly, and complete their description.
 
     What the weights do not say of patch size and normalisation is taken from timm's ``pretrained_cfg``; the
     number of classes is that of the weights' head.
@@ -63,6 +64,7 @@ def build(architecture: str, weights: Weights, uri: str) -> Classifier:
     ModelError
         If timm does not know the architecture, or the weights do not fit it.
     """
+    architecture = weights.description.architecture or ""
     config = _config(architecture)
     heads = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
     classes = _head_size(heads, weights, architecture)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -26,6 +26,7 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.filetypes import read_head
 from wsi_saliency.messages import one_line
 from wsi_saliency.models.checkpoints import read_before_zip, read_zipped
+from wsi_saliency.models.description import Description
 from wsi_saliency.models.json_files import mapping, names, positive, three_numbers, three_positive, whole
 from wsi_saliency.models.kinds import kind_of, what_is
 from wsi_saliency.models.sources import SUFFIXES
@@ -43,21 +44,6 @@ _PREFIXES = ("module.", "model.", "_orig_mod.")
 _NESTED_PREFIXES = 8
 
 _LARGEST = 16 * 2**30  # bytes
-
-
-@dataclass(frozen=True)
-class Description:
-    """What a weights file says of its model; None where it says nothing."""
-
-    architecture: str | None = None
-    model_args: Mapping[str, Any] = field(default_factory=dict)
-    patch: int | None = None
-    mpp: float | None = None
-    mean: tuple[float, float, float] | None = None
-    std: tuple[float, float, float] | None = None
-    class_names: tuple[str, ...] | None = None
-    note: str | None = None
-    classes: int | None = None
 
 
 @dataclass(frozen=True)

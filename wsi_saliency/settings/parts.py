@@ -71,7 +71,7 @@ class ModelSettings(Settings):
         DEFAULT_MODEL,
         # As `models.sources` lists them, which settings come before; a test compares.
         "Classifier, one of: camelyon16, demo, timm:NAME with --weights FILE, hf-hub:ORG/NAME, "
-        "monai:MONAI/pathology_tumor_detection, a .safetensors/.pt/.pth/.ckpt file.",
+        "wsinfer:NAME, monai:MONAI/pathology_tumor_detection, a folder, a .safetensors/.pt/.pth/.ckpt file.",
         metavar="URI",
     )
     weights: Path | None = option(

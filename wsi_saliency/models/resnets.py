@@ -1,0 +1,42 @@
+"""ResNets inside of other modules: their parameters by the names that timm and torchvision give them.
+
+MONAI (``features``) and TIAToolbox (``feat_extract``) hold the network as a sequence of its children: 0 is
+the first convolution, 1 its normalisation, 2 and 3 are ReLU and max pooling, 4 to 7 the stages.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+_CHILDREN: Mapping[str, str] = {
+    "0": "conv1",
+    "1": "bn1",
+    "4": "layer1",
+    "5": "layer2",
+    "6": "layer3",
+    "7": "layer4",
+}
+_CHILD = re.compile(r"(?:features|feat_extract)\.(\d+)\.")
+
+
+def is_wrapped(state: Mapping[str, Tensor]) -> bool:
+    """Tell whether a state dict is that of TIAToolbox, which nothing else is named like."""
+    return any(key.startswith("feat_extract.") for key in state)
+
+
+def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename the parameters to those of a ResNet; a ``classifier`` is its ``fc``."""
+    return {_name(key): value for key, value in state.items()}
+
+
+def _name(key: str) -> str:
+    found = _CHILD.match(key)
+    if found and found[1] in _CHILDREN:
+        return f"{_CHILDREN[found[1]]}.{key[found.end() :]}"
+    return f"fc.{key.removeprefix('classifier.')}" if key.startswith("classifier.") else key
