@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -44,8 +45,11 @@ def test_what_follows_the_scheme_is_the_sources(scheme: str) -> None:
 def test_what_is_listed_is_understood(written: str) -> None:
     source, name = source_of(written)
     assert source in SOURCES.values()
-    assert source.written.split()[0] in (written, ALIASES[written].uri if written in ALIASES else "")
-    assert written.endswith(name) or ALIASES[written].uri.endswith(name)
+    if written in ALIASES:
+        assert ALIASES[written].uri.partition(":")[2] == name
+    else:
+        assert source.written.split()[0] == written
+        assert written.endswith(name)
 
 
 def test_the_default_is_listed() -> None:
@@ -79,6 +83,11 @@ def test_a_source_whose_library_is_missing_names_the_extra() -> None:
     source = replace(SOURCES["timm"], loader="no_such_library.module:load", extra="hub")
     with pytest.raises(ModelError, match=r"needs no_such_library.*pip install 'wsi-saliency\[hub\]'"):
         source.load("resnet18", None)
+
+
+def test_every_extra_can_be_installed() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert {source.extra for source in SOURCES.values() if source.extra} <= extras.keys()
 
 
 def test_a_broken_installation_is_not_called_a_missing_extra() -> None:

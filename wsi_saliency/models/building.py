@@ -1,139 +1,135 @@
-"""Building: timm's architectures, as large as their weights file and not larger.
+"""Building: architectures of a library, as large as their weights file and not larger.
 
-A weights file may ask for any variant of an architecture (``model_args``). It is first built without memory,
-on the meta device, and compared with the file; only a network whose parameters the file holds is built for
-real.
+A weights file may ask for any variant of an architecture. It is first built without memory, on the meta
+device, and compared with the file; only a network whose parameters the file holds is built for real.
 """
 
 from __future__ import annotations
 
 import math
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import timm
 import torch
 from torch import Tensor
 from torch.nn.modules.module import (
     register_module_module_registration_hook,
     register_module_parameter_registration_hook,
 )
-from torch.utils._pytree import tree_leaves
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
 from wsi_saliency.models.wording import bytes_in_words, some
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from torch import nn
 
     from wsi_saliency.models.weights import Weights
 
-# Whatever a file's model_args say, nothing else is loaded, neither from the network nor from disk.
-_FIXED: Mapping[str, Any] = {"pretrained": False, "checkpoint_path": "", "pretrained_cfg": None}
-
-# Arguments of timm.create_model that make something else than a classifier, or say how weights are loaded.
-_REFUSED = frozenset(
-    {"features_only", "out_indices", "feature_cfg", "feature_cls", "model_name", "scriptable", "exportable"}
-    | {"no_jit", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn", "cache_dir"}
-    | {"kwargs_filter", "device", "dtype"}
-)
-_LARGEST_ARGUMENT, _MOST_ARGUMENTS = 10_000, 1000  # a width or a depth; numbers in all
 # What a network may have for each tensor of its file, and on top. None of timm's has more than 4.3 modules
 # and parameters for each, nor, with the buffers that it computes, more than 1.7 bytes for each byte.
 _PARTS = 8, 500
 _BYTES = 4, 256 * 2**20
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """How an architecture is built, and what it sees where its weights do not say.
+
+    Parameters
+    ----------
+    library, name
+        Whose architecture it is, and its name there.
+    create
+        Makes the network with random weights; its argument is the number of classes, None for the
+        architecture's own.
+    heads
+        Names of its last layers; a 1×1 convolution there and a linear layer are the same.
+    patch
+        Side of a patch, pixels.
+    mean, std
+        Normalisation of pixel / 255, red, green, blue.
+    varied
+        How it differs from the architecture of that name, for a message.
+    """
+
+    library: str
+    name: str
+    create: Callable[[int | None], nn.Module]
+    heads: tuple[str, ...]
+    patch: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    varied: str = ""
+
+    @property
+    def another(self) -> str:
+        """What to do where it does not fit, for a message."""
+        return f"choose another --model {self.library}:NAME"
+
+
 class _TooLarge(Exception):
     """A network grows beyond what its weights file can fill."""
 
 
-def build_module(architecture: str, weights: Weights, classes: int | None, heads: Sequence[str]) -> nn.Module:
-    """Build timm's architecture and load the weights into it, all of them.
+def build_module(blueprint: Blueprint, weights: Weights, classes: int | None) -> nn.Module:
+    """Build an architecture and load the weights into it, all of them.
 
     Parameters
     ----------
-    architecture
-        A name that timm knows.
+    blueprint
+        How it is built.
     weights
-        They say how it varies, too.
+        What fills it.
     classes
         Of its head; None leaves them to the architecture.
-    heads
-        Names of its last layers; a 1×1 convolution there and a linear layer are the same.
 
     Raises
     ------
     ModelError
-        If timm cannot build it, or the weights do not fit it. That is found out before memory is taken.
+        If it cannot be built, or the weights do not fit it. That is found out before memory is taken.
     """
-    _check_arguments(weights.description.model_args, weights.path)
-    skeleton = _skeleton(architecture, weights, classes)
+    skeleton = _skeleton(blueprint, weights, classes)
     if skeleton is not None:
-        _check_bytes(skeleton, weights)
-        _fitted(skeleton, weights, heads, architecture)
+        _check_bytes(skeleton, weights, blueprint)
+        _fitted(skeleton, weights, blueprint)
     most = math.inf if skeleton is not None else _allowed_bytes(weights)
     with _limited(weights, most):
-        module = _create(architecture, weights, classes)
+        module = _create(blueprint, weights, classes)
     try:
-        module.load_state_dict(_fitted(module, weights, heads, architecture), strict=False)
+        module.load_state_dict(_fitted(module, weights, blueprint), strict=False)
     except RuntimeError as error:
-        raise ModelError(f"{weights.path} does not fit {architecture} ({one_line(error)})") from error
+        raise ModelError(f"{weights.path} does not fit {blueprint.name} ({one_line(error)})") from error
     return module
 
 
-def _check_arguments(arguments: Mapping[str, Any], path: Path) -> None:
-    """Refuse arguments that do not describe a classifier, and numbers that only fill memory or time."""
-    refused = sorted(_REFUSED & arguments.keys())
-    if refused:
-        raise ModelError(f"{path}: model_args must not hold {', '.join(refused)}; they make no classifier")
-    if not _is_modest(arguments):
-        raise ModelError(
-            f"{path}: its model_args ask for more than any patch classifier has (numbers up to "
-            f"{_LARGEST_ARGUMENT}, {_MOST_ARGUMENTS} of them)"
-        )
-
-
-def _is_modest(arguments: Mapping[str, Any]) -> bool:
-    try:
-        leaves = tree_leaves(dict(arguments))
-    except RecursionError:
-        return False
-    numbers = [leaf for leaf in leaves if isinstance(leaf, int | float)]
-    return len(leaves) <= _MOST_ARGUMENTS and all(abs(number) <= _LARGEST_ARGUMENT for number in numbers)
-
-
-def _skeleton(architecture: str, weights: Weights, classes: int | None) -> nn.Module | None:
-    """Build the architecture without memory; None where this version of timm cannot."""
+def _skeleton(blueprint: Blueprint, weights: Weights, classes: int | None) -> nn.Module | None:
+    """Build the architecture without memory; None where this version of its library cannot."""
     try:
         with _limited(weights), torch.device("meta"):
-            return _create(architecture, weights, classes)
+            return _create(blueprint, weights, classes)
     except ModelError as error:
         if "meta" not in str(error.__cause__):  # it asks for a value, and there is none on the meta device
             raise
         return None
 
 
-def _create(architecture: str, weights: Weights, classes: int | None) -> nn.Module:
-    arguments = dict(weights.description.model_args)
-    given = {**arguments, **_FIXED} | ({} if classes is None else {"num_classes": classes})
+def _create(blueprint: Blueprint, weights: Weights, classes: int | None) -> nn.Module:
     try:
-        module: nn.Module = timm.create_model(architecture, **given)
+        return blueprint.create(classes)
     except _TooLarge as error:
         raise ModelError(
-            f"{weights.path} does not fit {architecture}: its {len(weights.state)} tensors are far too few; "
-            "choose another --model timm:NAME"
+            f"{weights.path} does not fit {blueprint.name}: its {len(weights.state)} tensors are far too "
+            f"few; {blueprint.another}"
         ) from error
     except Exception as error:  # arguments that nobody has thought of raise anything
-        varied = f" with its model_args {one_line(str(arguments))}" if arguments else ""
         raise ModelError(
-            f"{weights.path}: timm cannot build {architecture}{varied} ({one_line(error)})"
+            f"{weights.path}: {blueprint.library} cannot build {blueprint.name}{blueprint.varied} "
+            f"({one_line(error)})"
         ) from error
-    return module
 
 
 @contextmanager
@@ -170,20 +166,28 @@ def _allowed_bytes(weights: Weights) -> int:
     return _BYTES[0] * in_float32 + _BYTES[1]
 
 
-def _check_bytes(skeleton: nn.Module, weights: Weights) -> None:
+def _check_bytes(skeleton: nn.Module, weights: Weights, blueprint: Blueprint) -> None:
     needed = sum(_bytes(part) for part in (*skeleton.parameters(), *skeleton.buffers()))
     if needed > _allowed_bytes(weights):
         raise ModelError(
             f"{weights.path} describes a network of {bytes_in_words(needed)}, far larger than the file; "
-            "choose another --model timm:NAME"
+            f"{blueprint.another}"
         )
 
 
-def _fitted(
-    module: nn.Module, weights: Weights, heads: Sequence[str], architecture: str
-) -> dict[str, Tensor]:
+def _fitted(module: nn.Module, weights: Weights, blueprint: Blueprint) -> dict[str, Tensor]:
     """Return the state as the module takes it, if it fits."""
-    wanted, state = module.state_dict(), _with_linear_heads(weights.state, module.state_dict(), heads)
+    wanted = module.state_dict()
+    state = _with_linear_heads(weights.state, wanted, blueprint.heads)
+    if found := misfits(wanted, state):
+        raise ModelError(
+            f"{weights.path} does not fit {blueprint.name}: {'; '.join(found)}; {blueprint.another}"
+        )
+    return state
+
+
+def misfits(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Say in what a state dict differs from the one that is wanted, in names and shapes."""
     # Only training reads BatchNorm's counter, and old files lack it.
     missing = [key for key in wanted if key not in state and not key.endswith(".num_batches_tracked")]
     unexpected = [key for key in state if key not in wanted]
@@ -193,13 +197,7 @@ def _fitted(
         if key in state and state[key].shape != wanted[key].shape
     ]
     problems = {"missing": missing, "unexpected": unexpected, "of another shape": unlike}
-    found = [f"{what} {some(keys)}" for what, keys in problems.items() if keys]
-    if found:
-        raise ModelError(
-            f"{weights.path} does not fit {architecture}: {'; '.join(found)}; "
-            "choose another --model timm:NAME"
-        )
-    return state
+    return [f"{what} {some(keys)}" for what, keys in problems.items() if keys]
 
 
 def _with_linear_heads(

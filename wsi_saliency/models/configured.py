@@ -1,4 +1,4 @@
-"""Classifiers with a ``config.json`` beside their weights, in a folder or in a repository of the Hub."""
+"""Classifiers with their configuration beside their weights, in a folder or in a repository of the Hub."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.models.files import Folder
 from wsi_saliency.models.hub import hub_repo
 from wsi_saliency.models.json_files import read_document
+from wsi_saliency.models.monai import bundle_classifier
 from wsi_saliency.models.timm import build
 from wsi_saliency.models.timm_config import timm_description
 from wsi_saliency.models.weights import read_weights
@@ -44,7 +45,10 @@ def load_folder(name: str, weights: Path | None) -> Classifier:
     ModelError
         If its files are not understood, or do not fit each other.
     """
-    return _load(Folder(Path(name).expanduser()), name, weights)
+    folder = Folder(Path(name).expanduser())
+    if (folder.path / "configs").is_dir():
+        return bundle_classifier(folder, name, weights)
+    return _load(folder, name, weights)
 
 
 def _load(files: Files, uri: str, weights: Path | None) -> Classifier:

@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+RESNETS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
+)
+"""Those that have the same name and the same parameters in torchvision and timm."""
+
 _CHILDREN: Mapping[str, str] = {
     "0": "conv1",
     "1": "bn1",

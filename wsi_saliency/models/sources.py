@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from wsi_saliency.errors import ModelError
 
@@ -52,20 +52,37 @@ class Source:
         ModelError
             If what the source needs is not installed, or no such classifier can be had.
         """
-        return self._function()(name, weights)
+        load: Load = imported(self.loader, self.written, self.extra)
+        return load(name, weights)
 
-    def _function(self) -> Load:
-        module, _, function = self.loader.partition(":")
-        try:
-            found: Load = getattr(import_module(module), function)
-        except ModuleNotFoundError as error:
-            if self.extra is None:
-                raise
-            raise ModelError(
-                f"--model {self.written} needs {error.name}, which is not installed; install it with: "
-                f"pip install 'wsi-saliency[{self.extra}]'"
-            ) from error
-        return found
+
+def imported(where: str, written: str, extra: str | None = None) -> Any:
+    """Import ``module:function``.
+
+    Parameters
+    ----------
+    where
+        The module and the function.
+    written
+        The model URI that needs it, for a message.
+    extra
+        The package's extra that installs what it imports, if it is not installed anyway.
+
+    Raises
+    ------
+    ModelError
+        If what the extra installs is missing.
+    """
+    module, _, function = where.partition(":")
+    try:
+        return getattr(import_module(module), function)
+    except ModuleNotFoundError as error:
+        if extra is None:
+            raise
+        raise ModelError(
+            f"--model {written} needs {error.name}, which is not installed; install it with: "
+            f"pip install 'wsi-saliency[{extra}]'"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -98,9 +115,20 @@ SOURCES: Mapping[str, Source] = {
         "wsi_saliency.models.wsinfer:load_wsinfer",
     ),
     "monai": Source(
-        f"monai:{PATHOLOGY_TUMOR_DETECTION}",
-        "the bundle of MONAI on the Hugging Face Hub, or of --weights FILE",
+        "monai:ORG/NAME",
+        "a bundle of MONAI on the Hugging Face Hub whose network is a ResNet or a DenseNet",
         "wsi_saliency.models.monai:load_monai",
+    ),
+    "tiatoolbox": Source(
+        "tiatoolbox:NAME with --weights FILE",
+        "a ResNet of TIAToolbox, such as resnet18-pcam or resnet18-kather100k",
+        "wsi_saliency.models.tiatoolbox:load_tiatoolbox",
+    ),
+    "torchvision": Source(
+        "torchvision:NAME with --weights FILE",
+        "an architecture of torchvision, with the weights of your file",
+        "wsi_saliency.models.torchvision:load_torchvision",
+        "torchvision",
     ),
 }
 FILE = Source(
@@ -110,7 +138,7 @@ FILE = Source(
 )
 FOLDER = Source(
     "a folder",
-    "files of one model with the config.json of timm or WSInfer",
+    "files of one model with the config.json of timm or WSInfer, or a bundle of MONAI",
     "wsi_saliency.models.configured:load_folder",
 )
 ALIASES: Mapping[str, Alias] = {

@@ -8,16 +8,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
+from torch.utils._pytree import tree_leaves
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
-from wsi_saliency.models.building import build_module
-from wsi_saliency.models.classifier import Classifier
+from wsi_saliency.models.assembly import assemble
+from wsi_saliency.models.building import Blueprint
 from wsi_saliency.models.weights import Weights, read_weights
-from wsi_saliency.models.wording import some
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
+
+    from torch import nn
+
+    from wsi_saliency.models.classifier import Classifier
+
+# Whatever a file's model_args say, nothing else is loaded, neither from the network nor from disk.
+_FIXED: Mapping[str, Any] = {"pretrained": False, "checkpoint_path": "", "pretrained_cfg": None}
+
+# Arguments of timm.create_model that make something else than a classifier, or say how weights are loaded.
+_REFUSED = frozenset(
+    {"features_only", "out_indices", "feature_cfg", "feature_cls", "model_name", "scriptable", "exportable"}
+    | {"no_jit", "pretrained_cfg_overlay", "pretrained_strict", "pretrained_filter_fn", "cache_dir"}
+    | {"kwargs_filter", "device", "dtype"}
+)
+_LARGEST_ARGUMENT, _MOST_ARGUMENTS = 10_000, 1000  # a width or a depth; numbers in all
 
 
 def load_timm(name: str, weights: Path | None) -> Classifier:
@@ -54,7 +69,7 @@ def load_file(name: str, weights: Path | None) -> Classifier:
 
 
 def build(weights: Weights, uri: str) -> Classifier:
-    """Build the architecture that the weights say, load them strictly, and complete their description.
+    """Build timm's architecture that the weights' description names, and load them strictly.
 
     What the weights do not say of patch size and normalisation is taken from timm's ``pretrained_cfg``; the
     number of classes is that of the weights' head.
@@ -64,29 +79,57 @@ def build(weights: Weights, uri: str) -> Classifier:
     ModelError
         If timm does not know the architecture, or the weights do not fit it.
     """
-    architecture = weights.description.architecture or ""
-    config = _config(architecture)
-    heads = (config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ())
-    classes = _head_size(heads, weights, architecture)
-    module = build_module(architecture, weights, classes, heads)
-    classes = classes or int(module.num_classes)  # type: ignore[arg-type]
     said = weights.description
-    if said.classes not in (None, classes):
-        raise ModelError(f"{weights.path}: {classes} logits, and its description says {said.classes}")
-    return Classifier(
-        module=module.eval().requires_grad_(False),
-        uri=uri,
-        architecture=architecture,
-        patch=said.patch or config.input_size[-1],
-        mpp=said.mpp,
-        mean=said.mean or config.mean,
-        std=said.std or config.std,
-        class_names=_class_names(weights, classes),
-        output="sigmoid" if classes == 1 else "softmax",
-        sha256=weights.sha256,
-        notes=_notes(weights, architecture),
-        named=said.class_names is not None,
+    _check_arguments(said.model_args, weights.path)
+    return assemble(blueprint(said.architecture or "", said.model_args), weights, uri)
+
+
+def blueprint(architecture: str, arguments: Mapping[str, Any] | None = None) -> Blueprint:
+    """Return how timm builds an architecture.
+
+    Raises
+    ------
+    ModelError
+        If timm does not know it; the message names close ones.
+    """
+    config, arguments = _config(architecture), dict(arguments or {})
+
+    def create(classes: int | None) -> nn.Module:
+        given = {**arguments, **_FIXED} | ({} if classes is None else {"num_classes": classes})
+        module: nn.Module = timm.create_model(architecture, **given)
+        return module
+
+    return Blueprint(
+        library="timm",
+        name=architecture,
+        create=create,
+        heads=(config.classifier,) if isinstance(config.classifier, str) else tuple(config.classifier or ()),
+        patch=config.input_size[-1],
+        mean=config.mean,
+        std=config.std,
+        varied=f" with its model_args {one_line(str(arguments))}" if arguments else "",
     )
+
+
+def _check_arguments(arguments: Mapping[str, Any], path: Path) -> None:
+    """Refuse arguments that do not describe a classifier, and numbers that only fill memory or time."""
+    refused = sorted(_REFUSED & arguments.keys())
+    if refused:
+        raise ModelError(f"{path}: model_args must not hold {', '.join(refused)}; they make no classifier")
+    if not _is_modest(arguments):
+        raise ModelError(
+            f"{path}: its model_args ask for more than any patch classifier has (numbers up to "
+            f"{_LARGEST_ARGUMENT}, {_MOST_ARGUMENTS} of them)"
+        )
+
+
+def _is_modest(arguments: Mapping[str, Any]) -> bool:
+    try:
+        leaves = tree_leaves(dict(arguments))
+    except RecursionError:
+        return False
+    numbers = [leaf for leaf in leaves if isinstance(leaf, int | float)]
+    return len(leaves) <= _MOST_ARGUMENTS and all(abs(number) <= _LARGEST_ARGUMENT for number in numbers)
 
 
 def _config(architecture: str) -> Any:
@@ -102,50 +145,6 @@ def _config(architecture: str) -> Any:
 def _close_matches(architecture: str) -> str:
     names = difflib.get_close_matches(architecture, timm.list_models(), n=3)
     return f"; close to it: {', '.join(names)}" if names else "; timm.list_models() in Python lists them"
-
-
-def _head_size(heads: Sequence[str], weights: Weights, architecture: str) -> int | None:
-    """Classes of the weights' head; None where timm does not name the head of the architecture."""
-    if not heads:
-        return None
-    found = [weight for head in heads if (weight := weights.state.get(f"{head}.weight")) is not None]
-    if not found:
-        raise ModelError(
-            f"{weights.path} has no classifier weights '{heads[0]}.weight' for {architecture} (it has "
-            f"{some(list(weights.state))}): features without a head, or weights of another architecture"
-        )
-    if not found[0].ndim or not found[0].shape[0]:
-        raise ModelError(
-            f"{weights.path}: its classifier weights '{heads[0]}.weight' have shape {tuple(found[0].shape)}; "
-            "they have to be (classes, features)"
-        )
-    return found[0].shape[0]
-
-
-def _class_names(weights: Weights, classes: int) -> tuple[str, ...]:
-    names = weights.description.class_names
-    if names is None:
-        return tuple(str(i) for i in range(classes))
-    if len(names) != classes:
-        raise ModelError(
-            f"{weights.path}: {classes} logits but {len(names)} class names ({some(list(names))})"
-        )
-    return names
-
-
-def _notes(weights: Weights, architecture: str) -> tuple[str, ...]:
-    said = weights.description
-    unsaid = [
-        what
-        for what, value in (("patch size", said.patch), ("mean", said.mean), ("std", said.std))
-        if not value
-    ]
-    notes = [said.note] if said.note else []
-    if unsaid:
-        notes.append(f"{', '.join(unsaid)}: not stated, taken from timm's {architecture}")
-    if said.class_names is None:
-        notes.append("class names: not stated, classes are numbered")
-    return tuple(notes)
 
 
 def described(weights: Weights, **said: Any) -> Weights:

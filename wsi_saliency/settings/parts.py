@@ -71,11 +71,14 @@ class ModelSettings(Settings):
         DEFAULT_MODEL,
         # As `models.sources` lists them, which settings come before; a test compares.
         "Classifier, one of: camelyon16, demo, timm:NAME with --weights FILE, hf-hub:ORG/NAME, "
-        "wsinfer:NAME, monai:MONAI/pathology_tumor_detection, a folder, a .safetensors/.pt/.pth/.ckpt file.",
+        "wsinfer:NAME, monai:ORG/NAME, tiatoolbox:NAME with --weights FILE, "
+        "torchvision:NAME with --weights FILE, a folder, a .safetensors/.pt/.pth/.ckpt file.",
         metavar="URI",
     )
     weights: Path | None = option(
-        None, "Weights for --model timm:NAME (safetensors or a PyTorch state dict).", metavar="FILE"
+        None,
+        "Weights for --model timm:NAME and others (safetensors or a PyTorch state dict).",
+        metavar="FILE",
     )
     model_mpp: float | None = option(
         None,
