@@ -82,6 +82,14 @@ def refused(path: Path) -> str:
         prefixed("module."),
         prefixed("module.model."),
         prefixed("_orig_mod.module."),
+        prefixed("backbone."),
+        prefixed("model.encoder."),
+        {
+            "state_dict": {**prefixed("net."), "loss.weight": torch.ones(2)},
+            "pytorch-lightning_version": "2.4",
+        },
+        {"model": {"state_dict": STATE, "epoch": 3}},
+        {"network": STATE},
         {"state_dict": {"fc.bias": torch.zeros(9)}, "state_dict_ema": STATE},
     ],
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.building import build_module
+from wsi_saliency.models.building import build_module, shape_fits
 from wsi_saliency.models.classifier import Classifier
 from wsi_saliency.models.wording import some
 
@@ -44,6 +44,14 @@ def assemble(blueprint: Blueprint, weights: Weights, uri: str) -> Classifier:
         notes=_notes(blueprint, weights),
         named=said.class_names is not None,
     )
+
+
+def fits(blueprint: Blueprint, weights: Weights) -> bool:
+    """Tell whether weights fit an architecture in all names and shapes; takes no memory."""
+    try:
+        return shape_fits(blueprint, weights, _head_size(blueprint, weights))
+    except ModelError:
+        return False
 
 
 def _head_size(blueprint: Blueprint, weights: Weights) -> int | None:

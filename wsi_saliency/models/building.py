@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 # and parameters for each, nor, with the buffers that it computes, more than 1.7 bytes for each byte.
 _PARTS = 8, 500
 _BYTES = 4, 256 * 2**20
+# Shapes that a file lacks before its network is another one: timm's EfficientNets try out up to four layers.
+_STRANGE = 16
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,20 @@ def build_module(blueprint: Blueprint, weights: Weights, classes: int | None) ->
     return module
 
 
+def shape_fits(blueprint: Blueprint, weights: Weights, classes: int | None) -> bool:
+    """Tell whether weights fit an architecture, built on the meta device as far as they have its shapes.
+
+    Raises
+    ------
+    ModelError
+        If they do not.
+    """
+    shapes = frozenset(_core(value) for value in weights.state.values())
+    with _limited(weights, shapes=shapes), torch.device("meta"):
+        skeleton = _create(blueprint, weights, classes)
+    return bool(_fitted(skeleton, weights, blueprint))
+
+
 def _skeleton(blueprint: Blueprint, weights: Weights, classes: int | None) -> nn.Module | None:
     """Build the architecture without memory; None where this version of its library cannot."""
     try:
@@ -133,8 +149,10 @@ def _create(blueprint: Blueprint, weights: Weights, classes: int | None) -> nn.M
 
 
 @contextmanager
-def _limited(weights: Weights, most_bytes: float = math.inf) -> Iterator[None]:
-    """Stop a network from growing far beyond its file: in modules and parameters, and in bytes.
+def _limited(
+    weights: Weights, most_bytes: float = math.inf, shapes: frozenset[tuple[int, ...]] | None = None
+) -> Iterator[None]:
+    """Stop a network from growing far beyond its file: in modules and parameters, in bytes, in shapes.
 
     Raises
     ------
@@ -142,13 +160,14 @@ def _limited(weights: Weights, most_bytes: float = math.inf) -> Iterator[None]:
         In whatever is being built.
     """
     most_parts = _PARTS[0] * len(weights.state) + _PARTS[1]
-    parts, size = 0, 0
+    parts, size, strange = 0, 0, 0
 
     def count(module: nn.Module, name: str, part: nn.Module | Tensor | None) -> None:
-        nonlocal parts, size
+        nonlocal parts, size, strange
         parts += 1
         size += _bytes(part) if isinstance(part, Tensor) else 0
-        if parts > most_parts or size > most_bytes:
+        strange += shapes is not None and isinstance(part, Tensor) and _core(part) not in shapes
+        if parts > most_parts or size > most_bytes or strange > _STRANGE:
             raise _TooLarge
 
     with ExitStack() as hooks:

@@ -28,7 +28,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 # Where training programs put the state dict inside a checkpoint; timm itself prefers the averaged weights.
-_NESTED_IN = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model")
+_NESTED_IN = (
+    *("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model"),
+    *("net", "network", "weights", "params"),
+)
+_NESTED_LEVELS = 3
 
 AS_STATE_DICT = "save torch.save(model.state_dict(), FILE) or a safetensors file instead"
 
@@ -149,9 +153,9 @@ def _no_weights(path: Path) -> ModelError:
 def _state_of(path: Path, checkpoint: object) -> tuple[dict[str, Tensor], str | None]:
     if not isinstance(checkpoint, Mapping):
         raise ModelError(f"{path} holds a {type(checkpoint).__name__}, not a state dict; {AS_STATE_DICT}")
-    state: Mapping[Any, Any] = next(
-        (checkpoint[key] for key in _NESTED_IN if isinstance(checkpoint.get(key), Mapping)), checkpoint
-    )
+    state: Mapping[Any, Any] = checkpoint
+    for _ in range(_NESTED_LEVELS):
+        state = next((state[key] for key in _NESTED_IN if isinstance(state.get(key), Mapping)), state)
     checked = _checked(path, state)
     if "pytorch-lightning_version" in checkpoint:
         checked = _lightning_model(checked)
@@ -191,4 +195,5 @@ def _is_plain(value: Tensor) -> bool:
 
 def _lightning_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Keep the network: a Lightning module may hold losses and metrics beside ``model``."""
-    return {key: value for key, value in state.items() if key.startswith("model.")} or state
+    prefix = next((p for p in ("model.", "net.", "network.") if any(key.startswith(p) for key in state)), "")
+    return {key: value for key, value in state.items() if key.startswith(prefix)}

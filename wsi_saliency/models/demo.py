@@ -7,7 +7,7 @@ from importlib import resources
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.timm import load_file
+from wsi_saliency.models.weights_file import load_file
 
 if TYPE_CHECKING:
     from pathlib import Path

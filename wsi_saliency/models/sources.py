@@ -133,8 +133,8 @@ SOURCES: Mapping[str, Source] = {
 }
 FILE = Source(
     f"a {'/'.join(SUFFIXES)} file",
-    "weights of timm's architectures that say in their metadata what they are",
-    "wsi_saliency.models.timm:load_file",
+    "weights that say in their metadata what they are, or are recognised by their tensors",
+    "wsi_saliency.models.weights_file:load_file",
 )
 FOLDER = Source(
     "a folder",

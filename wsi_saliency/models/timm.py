@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import timm
@@ -18,6 +17,7 @@ from wsi_saliency.models.weights import Weights, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from torch import nn
 
@@ -47,25 +47,6 @@ def load_timm(name: str, weights: Path | None) -> Classifier:
         raise ModelError(f"timm:{name} needs a weights file; add --weights FILE")
     read = read_weights(weights)
     return build(described(read, architecture=name), f"timm:{name}")
-
-
-def load_file(name: str, weights: Path | None) -> Classifier:
-    """Load the weights file ``name``, which says itself which architecture it is for.
-
-    Raises
-    ------
-    ModelError
-        If it does not say, or does not fit what it says, or there are ``weights`` besides.
-    """
-    if weights is not None:
-        raise ModelError(f"--model {name} is a file already; --weights goes with --model timm:NAME")
-    path = Path(name)
-    read = read_weights(path)
-    if read.description.architecture is None:
-        raise ModelError(
-            f"{path} does not say which architecture it is for; use --model timm:NAME --weights {path}"
-        )
-    return build(read, str(path))
 
 
 def build(weights: Weights, uri: str) -> Classifier:

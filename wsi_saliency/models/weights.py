@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 # What DataParallel, Lightning modules and torch.compile put before every name.
-_PREFIXES = ("module.", "model.", "_orig_mod.")
+_PREFIXES = ("module.", "model.", "_orig_mod.", "net.", "network.", "backbone.", "encoder.")
 
 _NESTED_PREFIXES = 8
 
