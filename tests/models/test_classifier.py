@@ -140,10 +140,11 @@ def test_convolutional_head_passes_the_check() -> None:
 @pytest.mark.parametrize(
     ("classes", "last", "named"),
     [
-        (3, nn.Softmax(dim=1), "softmax"),
-        (3, nn.LogSoftmax(dim=1), "log_softmax"),
-        (3, nn.Sigmoid(), "sigmoid"),
-        (1, nn.Sigmoid(), "sigmoid"),
+        (3, nn.Softmax(dim=0), "softmax"),
+        (1, nn.Softmax(dim=1), "softmax"),
+        (3, nn.Sequential(nn.Softmax(dim=1), nn.Threshold(0, 0)), "softmax"),
+        (3, nn.Sequential(nn.Softmax(dim=1), nn.Threshold(0.5, 0, inplace=True)), "softmax"),
+        (3, nn.Sequential(nn.Sigmoid(), nn.Softmax(dim=1)), "sigmoid"),
         (1, nn.Hardsigmoid(), "hardsigmoid"),
     ],
 )
@@ -151,6 +152,44 @@ def test_probabilities_in_place_of_logits_are_refused(classes: int, last: nn.Mod
     squashed = classifier(*map(str, range(classes)), module=network(classes, last))
     with pytest.raises(ModelError, match=f"ends in a {named}; .*logits"):
         checked(squashed)
+
+
+@pytest.mark.parametrize(
+    ("classes", "last", "output"),
+    [
+        (3, nn.Softmax(dim=1), "softmax"),
+        (3, nn.Softmax(dim=-1), "softmax"),
+        (3, nn.LogSoftmax(dim=1), "softmax"),
+        (3, nn.Sigmoid(), "sigmoid"),
+        (1, nn.Sigmoid(), "sigmoid"),
+    ],
+)
+def test_a_module_that_squashes_at_the_end_is_taken_off(classes: int, last: nn.Module, output: Any) -> None:
+    squashed = classifier(*map(str, range(classes)), module=network(classes, last))
+    logits = checked(squashed)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(logits.module(images), network(classes)(images))
+        assert torch.equal(last(logits.module(images)), squashed.module(images))
+    assert logits.output == output
+    assert logits.notes == (
+        f"the {type(last).__name__} at its end is taken off, so that logits are explained",
+    )
+    assert not logits.module.training
+    assert not any(m._forward_hooks for m in squashed.module.modules())
+
+
+def test_a_module_that_squashes_elsewhere_too_is_not_taken_off() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features, self.squash = network(4), nn.Sigmoid()
+
+        def forward(self, x: Tensor) -> Any:
+            return self.squash(self.squash(self.features(x)))
+
+    with pytest.raises(ModelError, match="ends in a sigmoid"):
+        checked(classifier("a", "b", "c", "d", module=Twice().eval()))
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -11,6 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
+from wsi_saliency.models.heads import without_squashing
 from wsi_saliency.models.memory import bytes_of_memory, pass_bytes
 from wsi_saliency.models.wording import bytes_in_words
 
@@ -188,17 +189,47 @@ def probabilities(logits: Tensor, output: Output) -> Tensor:
 def checked(classifier: Classifier) -> Classifier:
     """Try the classifier on two blank (white) patches and return it if it gives one finite logit per class.
 
+    Attributions explain the logit, never the probability. So a softmax or sigmoid that is the last module is
+    taken off, of a copy of the network, and a note says so.
+
     Raises
     ------
     ModelError
         If it does not take the patch, would take more memory for it than there is, gives anything but logits
-        (N, K), gives NaN, or ends in a softmax or sigmoid: attributions explain the logit, never the
-        probability.
+        (N, K), gives NaN, or ends in a softmax or sigmoid in another way.
     """
     if classifier.patch > _SMALL_PATCH:
         _check_memory(classifier)
+    logits, squashed_by = _watched(classifier)
+    if squashed_by is not None and (shortened := _without_squashing(classifier)) is not None:
+        classifier = shortened
+        logits, squashed_by = _watched(classifier)
+    _check_logits(classifier, logits)
+    if squashed_by is not None:
+        raise ModelError(
+            f"{classifier.uri} ends in a {squashed_by}; saliency needs logits, not probabilities: "
+            "remove that last step and pass the same weights with --model timm:NAME --weights FILE"
+        )
+    return classifier
+
+
+def _watched(classifier: Classifier) -> tuple[Tensor, str | None]:
+    """Logits (2, K) of two white patches, and what they were squashed by, if they are none."""
     with torch.no_grad(), SquashWatch() as watch:
-        logits = _dry_run(classifier)
+        return _dry_run(classifier), watch.squashed_by
+
+
+def _without_squashing(classifier: Classifier) -> Classifier | None:
+    with torch.no_grad():
+        found = without_squashing(classifier.module, _white(classifier))
+    if found is None:
+        return None
+    module, taken_off, output = found
+    note = f"the {taken_off} at its end is taken off, so that logits are explained"
+    return replace(classifier, module=module, output=output, notes=(*classifier.notes, note))
+
+
+def _check_logits(classifier: Classifier, logits: Tensor) -> None:
     if logits.shape != (2, len(classifier.class_names)):
         raise ModelError(
             f"{classifier.uri} gives {tuple(logits.shape)} for 2 patches and {len(classifier.class_names)} "
@@ -208,26 +239,23 @@ def checked(classifier: Classifier) -> Classifier:
         raise ModelError(
             f"{classifier.uri} gives NaN or infinite logits for a blank patch; its weights are broken"
         )
-    if watch.squashed_by is not None:
-        raise ModelError(
-            f"{classifier.uri} ends in a {watch.squashed_by}; saliency needs logits, not probabilities: "
-            "remove that last step and pass the same weights with --model timm:NAME --weights FILE"
-        )
-    return classifier
 
 
 def _dry_run(classifier: Classifier) -> Tensor:
     """Logits (2, K) of two white patches."""
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (classifier.mean, classifier.std))
-    white = ((1 - mean) / std).expand(2, 3, classifier.patch, classifier.patch).contiguous()
     try:
-        out = classifier.module(white)
+        out = classifier.module(_white(classifier))
     except Exception as error:  # networks say in their own ways what they do not take
         raise _does_not_take(classifier, error) from error
     try:
         return standard_logits(out)
     except ModelError as error:
         raise ModelError(f"{classifier.uri}: {error}") from error
+
+
+def _white(classifier: Classifier) -> Tensor:
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (classifier.mean, classifier.std))
+    return ((1 - mean) / std).expand(2, 3, classifier.patch, classifier.patch).contiguous()
 
 
 def _does_not_take(classifier: Classifier, error: Exception) -> ModelError:
