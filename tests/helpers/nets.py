@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.models.classifier import Classifier
-from wsi_saliency.saliency.surrogate import Surrogate, SurrogateConv, hash_of, replaceable
+from wsi_saliency.saliency.surrogate import Surrogate, hash_of, replaceable
+from wsi_saliency.saliency.surrogate_conv import SurrogateConv
 
 
 def random_net(seed: int = 0, *, inplace: bool = False) -> nn.Sequential:

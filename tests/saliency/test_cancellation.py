@@ -14,6 +14,7 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.models.classifier import Classifier
 from wsi_saliency.saliency.cancellation import cancels, vanishing
 from wsi_saliency.saliency.engine import Explainer
+from wsi_saliency.saliency.network import Network
 from wsi_saliency.settings import ATTRIBUTIONS
 
 VANISH = ("gradient", "gradient-x-activation")
@@ -66,20 +67,21 @@ def test_a_run_is_refused_before_any_slide_is_read(attribution):
         normalised_net(), "test", "test", 64, 0.5, half, half, ("stroma", "tumour"), "softmax", "0"
     )
     if attribution not in VANISH:
-        Explainer.of(classifier, layer="0", attribution=attribution, device="cpu")
+        Explainer.of(classifier, layers=["0"], attributions=[attribution], device="cpu")
         return
     with pytest.raises(ModelError, match="rounding noise"):
-        Explainer.of(classifier, layer="0", attribution=attribution, device="cpu")
+        Explainer.of(classifier, layers=["0"], attributions=[attribution], device="cpu")
 
 
 def test_an_evaluation_leaves_it_out_unless_it_is_asked_for(caplog):
-    from wsi_saliency.evaluation.candidates import candidates
-    from wsi_saliency.workflows.evaluate import _with_maps
+    from wsi_saliency.evaluation.maps import compared_maps
+    from wsi_saliency.workflows.evaluated import without_noise
 
-    made = candidates(normalised_net(), X[:1], ["none"], ["gradient", "deeplift"], ["0", "2"])
+    maps = compared_maps(["none"], ["gradient", "deeplift"], ["0", "2"])
+    network = Network.of(normalised_net(), maps, X[:1])
     with caplog.at_level(logging.WARNING):
-        kept = [(c.network.attribution, c.kind.layer) for c in _with_maps(made, asked=())]
+        kept = [(spec.attribution, spec.layer) for spec in without_noise(network, asked=()).maps]
     assert kept == [("gradient", "2"), ("deeplift", "0"), ("deeplift", "2")]
     assert "gradient at layer '0' is left out" in caplog.text
     with pytest.raises(ModelError, match="gradient at layer '0'"):
-        _with_maps(made, asked=("gradient", "deeplift"))
+        without_noise(network, asked=("gradient", "deeplift"))

@@ -49,23 +49,30 @@ def noise(n=6, side=256):
 
 def test_plain_method_and_last_layer_do_not_drift():
     for layer, method in (("8", "none"), ("32", "backward-hook")):
-        e = Explainer.of(spot_classifier(), layer=layer, method=method, device="cpu")
-        assert e.drift(noise()) == (0, 0)
+        e = Explainer.of(spot_classifier(), layers=[layer], methods=[method], device="cpu")
+        assert not e.may_drift
+        assert e.drift(noise()) == {}
 
 
 def test_no_patches_no_drift():
-    e = Explainer.of(spot_classifier(), layer="8", method="backward-hook", device="cpu")
-    assert e.drift(noise()[:0]) == (0, 0)
+    e = Explainer.of(
+        spot_classifier(), layers=["8"], methods=["backward-hook"], attributions=["gradient"], device="cpu"
+    )
+    assert e.drift(noise()[:0]) == {e.maps[0]: (0, 0)}
 
 
 def test_drift_of_a_gated_stage_is_half_a_cell():
     """Behind the layer, one strided convolution and a gate: the average moves the gradient by half a cell."""
     e = Explainer.of(
-        spot_classifier(gate=0.5), layer="16", method="backward-hook", attribution="gradient", device="cpu"
+        spot_classifier(gate=0.5),
+        layers=["16"],
+        methods=["backward-hook"],
+        attributions=["gradient"],
+        device="cpu",
     )
     spots = np.full((8, 256, 256, 3), 255, np.uint8)
     rng = np.random.default_rng(1)
     for patch in spots:
         for y, x in rng.integers(60, 200, (3, 2)):
             patch[y - 20 : y + 20, x - 20 : x + 20] = 0
-    assert e.drift(spots) == pytest.approx((8, 8), abs=2)
+    assert e.drift(spots)[e.maps[0]] == pytest.approx((8, 8), abs=2)

@@ -7,7 +7,8 @@ import torch
 from tests.helpers.nets import random_net, spot_classifier
 from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError, SettingsError
-from wsi_saliency.saliency.engine import Explainer, choose_device, eval_mode
+from wsi_saliency.saliency.engine import Explainer, choose_device
+from wsi_saliency.saliency.network import eval_mode
 from wsi_saliency.saliency.patches import explain_patches
 
 
@@ -25,22 +26,30 @@ def patches(n=5, side=64, seed=0):
 
 
 def explainer(**how):
-    return Explainer.of(spot_classifier(64), **{"layer": "8", "device": "cpu"} | how)
+    return Explainer.of(spot_classifier(64), **{"layers": ["8"], "device": "cpu"} | how)
+
+
+def the_map(explanation):
+    """The one map, of the one target, (N, h, w)."""
+    (maps,) = explanation.maps.values()
+    return maps[:, 0]
 
 
 def test_explainer_normalises_as_the_classifier_says():
-    found = explainer(layer="stage2", method="none", attribution="gradient")(patches())
+    found = explainer(layers=["stage2"], methods=["none"], attributions=["gradient"])(patches())
     images = 1 - torch.from_numpy(patches()).permute(0, 3, 1, 2).float() / 255
     module = spot_classifier(64).module
-    torch.testing.assert_close(found.maps, explain_patches(module, images, "stage2", 1, "gradient", "none"))
+    torch.testing.assert_close(
+        the_map(found), explain_patches(module, images, "stage2", 1, "gradient", "none")
+    )
     torch.testing.assert_close(found.logits, module(images))
-    assert found.maps.dtype == torch.float32
+    assert the_map(found).dtype == torch.float32
 
 
 def test_batches_do_not_change_the_result_and_two_runs_are_identical():
     one, two = explainer(batch=2)(patches()), explainer(batch=5)(patches())
-    torch.testing.assert_close(one.maps, two.maps)
-    assert torch.equal(one.maps, explainer(batch=2)(patches()).maps)
+    torch.testing.assert_close(the_map(one), the_map(two))
+    assert torch.equal(the_map(one), the_map(explainer(batch=2)(patches())))
 
 
 def test_model_is_bit_identical_after_explaining():
@@ -53,7 +62,7 @@ def test_model_is_bit_identical_after_explaining():
 
 def test_batch_is_halved_when_it_does_not_fit(monkeypatch):
     e = explainer(batch=4)
-    expected = e(patches()).maps
+    expected = the_map(e(patches()))
     whole = Explainer._explain
 
     def small_memory(self, some, network):
@@ -62,7 +71,7 @@ def test_batch_is_halved_when_it_does_not_fit(monkeypatch):
         return whole(self, some, network)
 
     monkeypatch.setattr(Explainer, "_explain", small_memory)
-    torch.testing.assert_close(e(patches()).maps, expected)
+    torch.testing.assert_close(the_map(e(patches())), expected)
     assert e.batch == 1
 
 
@@ -76,7 +85,7 @@ def test_a_patch_that_never_fits_is_reported(monkeypatch):
 
 
 def test_bf16_is_close_to_fp32():
-    fp32, bf16 = explainer()(patches()).maps, explainer(precision="bf16")(patches()).maps
+    fp32, bf16 = the_map(explainer()(patches())), the_map(explainer(precision="bf16")(patches()))
     assert bf16.dtype == torch.float32
     assert np.corrcoef(fp32.ravel(), bf16.ravel())[0, 1] > 0.95
 
@@ -91,5 +100,5 @@ def test_unknown_device(device):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_gives_the_maps_of_the_cpu():
     torch.testing.assert_close(
-        explainer(device="cuda")(patches()).maps, explainer()(patches()).maps, rtol=1e-3, atol=1e-6
+        the_map(explainer(device="cuda")(patches())), the_map(explainer()(patches())), rtol=1e-3, atol=1e-6
     )

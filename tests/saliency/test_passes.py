@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from tests.helpers.convolutions import CountConvolutions
-from wsi_saliency.saliency.passes import LayerPass
+from wsi_saliency.saliency.passes import LayerPass, forward_once
 
 
 def check_again(net, layer, x):
@@ -81,6 +81,6 @@ def test_nothing_below_the_layer_is_recorded():
 
     for name in ("layer1", "layer2", "layer3"):
         net.get_submodule(name).register_forward_hook(note(name))
-    LayerPass(net, "layer2", torch.randn(1, 3, 64, 64)).forward()
+    forward_once(net, ["layer2"], torch.randn(1, 3, 64, 64))
     assert recorded == {"layer1": False, "layer2": False, "layer3": True}
     assert torch.is_grad_enabled()

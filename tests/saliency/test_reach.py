@@ -7,10 +7,11 @@ from torch import nn
 
 from tests.helpers.nets import SpotNet
 from wsi_saliency.saliency.layers import INPUT, measure, strided_convolutions
-from wsi_saliency.saliency.passes import LayerPass
+from wsi_saliency.saliency.passes import forward_once
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING, smoothed
-from wsi_saliency.saliency.surrogate import Surrogate, SurrogateConv, hash_of, replaceable
+from wsi_saliency.saliency.surrogate import Surrogate, hash_of, replaceable
+from wsi_saliency.saliency.surrogate_conv import SurrogateConv
 from wsi_saliency.settings import METHODS
 
 ACTING = [method for method in METHODS if SMOOTHING[method].acts_on]
@@ -52,11 +53,11 @@ def on_the_way(net, layer, images):
         return lambda module, args: inputs.setdefault(name, args[0].view_as(args[0]))
 
     handles = [c.register_forward_pre_hook(own_view(name)) for name, c in strided_convolutions(net).items()]
-    activation, logits = LayerPass(net.requires_grad_(False), layer, images).forward()
+    activations, logits = forward_once(net.requires_grad_(False), [layer], images)
     for handle in handles:
         handle.remove()
     tied = {name: x for name, x in inputs.items() if x.requires_grad}
-    found = torch.autograd.grad(logits.sum(), [activation, *tied.values()], allow_unused=True)[1:]
+    found = torch.autograd.grad(logits.sum(), [activations[layer], *tied.values()], allow_unused=True)[1:]
     return {name for name, gradient in zip(tied, found, strict=True) if gradient is not None}
 
 
@@ -112,8 +113,8 @@ def test_nothing_means_that_the_map_is_the_plain_one(method, layer):
     effect = Reach(net, images).effect(method, measure(net, layer, images))
 
     def seen():
-        activation, logits = LayerPass(net, layer, images).forward()
-        return torch.autograd.grad(logits[0, 1], activation)[0], logits.detach()
+        activations, logits = forward_once(net, [layer], images)
+        return torch.autograd.grad(logits[0, 1], activations[layer])[0], logits.detach()
 
     plain, plain_logits = seen()
     with smoothed(net, method, surrogate_of(net) if SMOOTHING[method].imitates else None):

@@ -13,7 +13,8 @@ from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError
 from wsi_saliency.saliency.layers import strided_convolutions
 from wsi_saliency.saliency.smoothing import SMOOTHING, box_average, smoothed, triangle_average
-from wsi_saliency.saliency.surrogate import Surrogate, SurrogateConv, hash_of, replaceable
+from wsi_saliency.saliency.surrogate import Surrogate, hash_of, replaceable
+from wsi_saliency.saliency.surrogate_conv import SurrogateConv
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 
 

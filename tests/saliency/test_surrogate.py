@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import copy
+import pickle
 import threading
 
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save_file
 from timm.layers import Conv2dSame
 from torch import nn
@@ -20,13 +22,12 @@ from wsi_saliency.saliency.layers import strided_convolutions
 from wsi_saliency.saliency.surrogate import (
     Scores,
     Surrogate,
-    SurrogateConv,
     hash_of,
     is_installed,
-    output_size,
     replaceable,
     surrogate_for,
 )
+from wsi_saliency.saliency.surrogate_conv import SurrogateConv, output_size
 
 
 def images(*shape, dtype=torch.float64):
@@ -379,3 +380,39 @@ def test_finding_the_surrogate_of_a_model(tmp_path):
         surrogate_for(net)
     demo = load_classifier("demo").module
     assert surrogate_for(demo).model_hash == hash_of(demo)
+
+
+def test_a_surrogate_can_be_sent_to_another_process():
+    """With what it has learnt; not with what it knows of networks of this process."""
+    net = random_net()
+    surrogate = untrained(net)
+    surrogate.check(net)
+    sent = pickle.loads(pickle.dumps(surrogate))
+    assert (sent.sha256, sent.model_hash) == (surrogate.sha256, surrogate.model_hash)
+    x = images(1, 3, 32, 32)
+    with surrogate.installed(net):
+        expected = net(x)
+    with sent.installed(net):
+        assert torch.equal(net(x), expected)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layers": "{}]"},
+        {"layers": '{"0": [1000000, 1000000, 1]}'},
+        {"layers": '{"0": "large"}'},
+        {"scores": '{"unknown": 1}'},
+        {"settings": ""},
+        {"model_hash": None},
+    ],
+)
+def test_a_file_that_claims_what_it_does_not_hold_is_damaged(tmp_path, change):
+    untrained(random_net()).save(tmp_path / "whole.safetensors")
+    with safe_open(tmp_path / "whole.safetensors", "pt") as file:
+        metadata = file.metadata() | change
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+    damaged = tmp_path / "damaged.safetensors"
+    save_file(tensors, damaged, {key: value for key, value in metadata.items() if value is not None})
+    with pytest.raises(ModelError, match=r"damaged\.safetensors is damaged \(.*\); train it again"):
+        Surrogate.load(damaged)

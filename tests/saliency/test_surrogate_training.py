@@ -9,7 +9,8 @@ from torch import nn
 from tests.helpers.nets import random_net
 from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError, OutputError, SettingsError
-from wsi_saliency.saliency.surrogate import Surrogate, SurrogateConv, hash_of, replaceable
+from wsi_saliency.saliency.surrogate import Surrogate, hash_of, replaceable
+from wsi_saliency.saliency.surrogate_conv import SurrogateConv
 from wsi_saliency.saliency.surrogate_training import score_surrogate, train_surrogate
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 Output = Literal["sigmoid", "softmax"]
 
+ALL_TARGETS = "all"
 TUMOUR_NAMES = frozenset({"tumour", "tumor", "metastasis", "metastases", "cancer"})
 
 # Functions with weights, and those that turn logits into probabilities, by the name PyTorch gives them.
@@ -118,6 +119,26 @@ class Classifier:
         if target.strip().isdecimal() and int(target) < len(self.class_names):
             return int(target)
         raise ModelError(f"{self.uri} has no class {target!r}; choose {option} from {self._listed_classes()}")
+
+    def target_indices(self, targets: Sequence[str], option: str = "--target") -> tuple[int, ...]:
+        """Return the indices of several logits, each once.
+
+        Parameters
+        ----------
+        targets
+            As `target_index` takes them; none pick its default, ``("all",)`` all logits.
+        option
+            Where the user gave them, for the message.
+
+        Raises
+        ------
+        ModelError
+            As `target_index`.
+        """
+        if tuple(targets) == (ALL_TARGETS,):
+            return tuple(range(len(self.class_names)))
+        named: Sequence[str | None] = targets or [None]
+        return tuple(dict.fromkeys(self.target_index(target, option) for target in named))
 
     def _default_target(self, option: str) -> int:
         if len(self.class_names) == 1:

@@ -20,119 +20,206 @@ map is a *magnitude*.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from wsi_saliency.saliency.passes import LayerPass
+from wsi_saliency.saliency.passes import LayerPass, forward_once, independent_of
 from wsi_saliency.saliency.rescale import RecordBaseline, RescaleRule
+from wsi_saliency.saliency.smoothing import GradientAverage
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Sequence
 
+    from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.rescale import Tape
-    from wsi_saliency.settings import Attribution
+    from wsi_saliency.settings import Attribution, Method
 
-
-class Attributed(NamedTuple):
-    """``values`` (N, C, h, w) of a layer and the ``logits`` (N, K), both on the model's device."""
-
-    values: Tensor
-    logits: Tensor
+SlopeKind = Literal["derivative", "rescale", "path"]
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What a layer and the functions above it are for the baseline image; the same for every patch.
+    """What some layers and the functions above them are for the baseline image; the same for every patch.
 
     Parameters
     ----------
-    model, layer
-        The network, with the smoothing method active that the patches are explained with, and its layer.
+    model, layers
+        The network, with the smoothing method active that the patches are explained with, and its layers.
     image
         (1, 3, H, W) normalised floats on the model's device.
     """
 
     model: nn.Module
-    layer: str
+    layers: tuple[str, ...]
     image: Tensor
 
     @cached_property
-    def _recorded(self) -> tuple[Tensor, Tape]:
+    def _recorded(self) -> tuple[dict[str, Tensor], Tape]:
         with RecordBaseline() as record:
-            activation, _ = LayerPass(self.model, self.layer, self.image).forward(record.start)
-        return activation.detach(), record.tape
+            activations, _ = forward_once(self.model, self.layers, self.image, record.start)
+        return {layer: activation.detach() for layer, activation in activations.items()}, record.tape
 
-    @property
-    def activation(self) -> Tensor:
-        """A′ (1, C, h, w)."""
-        return self._recorded[0]
+    def activation(self, layer: str) -> Tensor:
+        """Return A′ (1, C, h, w) of a layer."""
+        return self._recorded[0][layer]
 
     @property
     def tape(self) -> Tape:
-        """Calls above the layer, for DeepLift."""
+        """Calls above the first layer, for DeepLift."""
         return self._recorded[1]
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked of a network: its layer, some images, a target each, and the baseline.
+@dataclass
+class Baselines:
+    """The baseline of a network under one smoothing method, recorded when it is first needed.
 
-    ``target`` is (N,) int64; ``steps`` are the nodes of integrated gradients.
+    Parameters
+    ----------
+    model, image
+        As in `Baseline`.
     """
 
     model: nn.Module
-    layer: str
+    image: Tensor
+    _made: dict[tuple[str, ...], Baseline] = field(default_factory=dict, init=False)
+
+    def of(self, layers: tuple[str, ...]) -> Baseline:
+        """Return what it is at some layers, and above the first of them."""
+        if layers not in self._made:
+            self._made[layers] = Baseline(self.model, layers, self.image)
+        return self._made[layers]
+
+
+@dataclass(frozen=True)
+class AttributionInput:
+    """What is asked of a network: maps, images, targets, and the baseline.
+
+    Parameters
+    ----------
+    model
+        Network in eval mode, with a smoothing method active on it, or none, or `averaging` with ``average``.
+    maps
+        Layers, methods and attributions. All methods leave predictions alone, or there is only one.
+    images
+        (N, 3, H, W) normalised floats on the model's device.
+    targets
+        Class indices (N,) int64, likewise; every map is made for each of them.
+    baselines
+        Of the same model, under the same method.
+    average
+        What follows the methods from one backward pass to the next, if there are several.
+    steps
+        Nodes of integrated gradients.
+    """
+
+    model: nn.Module
+    maps: Sequence[MapSpec]
     images: Tensor
-    target: Tensor
-    baseline: Baseline
+    targets: Sequence[Tensor]
+    baselines: Baselines
+    average: GradientAverage = field(default_factory=GradientAverage)
     steps: int = 50
 
-    def run(self) -> LayerPass:
-        """Return the images' passes through the network."""
-        return LayerPass(self.model, self.layer, self.images)
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Layers of the maps, each once."""
+        return tuple(dict.fromkeys(spec.layer for spec in self.maps))
 
-    def gradient(self, logits: Tensor, activation: Tensor) -> Tensor:
-        """Return the gradient of each image's target logit with respect to its own activation."""
-        (gradient,) = torch.autograd.grad(logits.gather(1, self.target[:, None]).sum(), activation)
-        return gradient
+    def of(self, images: Tensor) -> AttributionInput:
+        """Ask the same of other images."""
+        return replace(self, images=images)
+
+    @property
+    def baseline(self) -> Baseline:
+        """What the baseline image is at these layers."""
+        return self.baselines.of(self.layers)
+
+    @cached_property
+    def methods(self) -> tuple[Method, ...]:
+        """Methods of the maps, each once."""
+        return tuple(dict.fromkeys(spec.method for spec in self.maps))
+
+    def backward(
+        self, activations: dict[str, Tensor], logits: Tensor
+    ) -> Iterator[tuple[Method, int, dict[str, Tensor]]]:
+        """Yield a method, the number of a target, and the logit's gradient at each activation."""
+        passes = [(method, i) for method in self.methods for i in range(len(self.targets))]
+        for method, i in passes:
+            self.average.follow(method)
+            chosen = logits.gather(1, self.targets[i][:, None]).sum()
+            again = (method, i) != passes[-1]
+            found = torch.autograd.grad(
+                chosen, list(activations.values()), retain_graph=again, allow_unused=True
+            )
+            yield method, i, dict(zip(activations, _all_used(activations, found), strict=True))
 
 
-def gradient(question: Question) -> Attributed:
-    """Return ∂y/∂A."""
-    activation, logits = question.run().forward()
-    return Attributed(question.gradient(logits, activation), logits.detach())
+def _all_used(activations: dict[str, Tensor], gradients: Sequence[Tensor | None]) -> Iterator[Tensor]:
+    for layer, gradient in zip(activations, gradients, strict=True):
+        if gradient is None:
+            raise independent_of(layer)
+        yield gradient
 
 
-def gradient_x_activation(question: Question) -> Attributed:
-    """Return A · ∂y/∂A."""
-    activation, logits = question.run().forward()
-    return Attributed(activation.detach() * question.gradient(logits, activation), logits.detach())
+class Slopes(NamedTuple):
+    """How steeply the logits depend on layers: derivatives, or what an attribution takes in their place.
+
+    ``activations``: (N, C, h, w) by layer. ``logits`` (N, K). ``each`` yields a method, the number of a
+    target and slopes (N, C, h, w) by layer.
+    """
+
+    activations: dict[str, Tensor]
+    logits: Tensor
+    each: Iterator[tuple[Method, int, dict[str, Tensor]]]
 
 
-def deeplift(question: Question) -> Attributed:
-    """Return (A − A′) · m; without smoothing, and with the whole network above, it sums to y − y′."""
-    tape = question.baseline.tape
-    with RescaleRule(tape) as rule:
-        activation, logits = question.run().forward(rule.start)
-    multipliers = question.gradient(logits, activation)
-    return Attributed((activation.detach() - question.baseline.activation) * multipliers, logits.detach())
+def derivatives(asked: AttributionInput) -> Slopes:
+    """Return ∂y/∂A: one forward pass, and one backward pass for each method and target."""
+    activations, logits = forward_once(asked.model, asked.layers, asked.images)
+    return Slopes(activations, logits, asked.backward(activations, logits))
 
 
-def integrated_gradients(question: Question) -> Attributed:
-    """Return (A − A′) times the gradient's mean on the way from A′ to A; only the part above A runs again."""
-    run = question.run()
-    activation, logits = run.record()
-    difference = activation - question.baseline.activation
-    total = torch.zeros_like(activation)
-    for node, weight in zip(*gauss_legendre(question.steps), strict=True):
-        point, logits_there = run.again(question.baseline.activation + node * difference)
-        total += weight * question.gradient(logits_there, point)
-    return Attributed(difference * total, logits)
+def rescale_multipliers(asked: AttributionInput) -> Slopes:
+    """Return the multipliers m of the Rescale rule, from as many passes as `derivatives`."""
+    with RescaleRule(asked.baseline.tape) as rule:
+        activations, logits = forward_once(asked.model, asked.layers, asked.images, rule.start)
+    return Slopes(activations, logits, asked.backward(activations, logits))
+
+
+def path_means(asked: AttributionInput) -> Slopes:
+    """Return the gradient's mean on the way from A′ to A; only the part above A runs again."""
+    runs = {layer: LayerPass(asked.model, layer, asked.images) for layer in asked.layers}
+    recorded = {layer: run.record() for layer, run in runs.items()}
+    activations = {layer: activation for layer, (activation, _) in recorded.items()}
+    logits = next(logits for _, logits in recorded.values())
+
+    def each() -> Iterator[tuple[Method, int, dict[str, Tensor]]]:
+        for layer, run in runs.items():
+            totals = _path_totals(asked, run, layer, activations[layer])
+            for (method, i), total in totals.items():
+                yield method, i, {layer: total}
+
+    return Slopes(activations, logits, each())
+
+
+def _path_totals(
+    asked: AttributionInput, run: LayerPass, layer: str, activation: Tensor
+) -> dict[tuple[Method, int], Tensor]:
+    start = asked.baseline.activation(layer)
+    difference = activation - start
+    totals: dict[tuple[Method, int], Tensor] = {}
+    for node, weight in zip(*gauss_legendre(asked.steps), strict=True):
+        point, logits = run.again(start + node * difference)
+        for method, i, gradients in asked.backward({layer: point}, logits):
+            total = totals.get((method, i), torch.zeros_like(activation))
+            total += weight * gradients[layer]
+            totals[method, i] = total
+    return totals
 
 
 def gauss_legendre(n: int) -> tuple[list[float], list[float]]:
@@ -141,11 +228,23 @@ def gauss_legendre(n: int) -> tuple[list[float], list[float]]:
     return ((nodes + 1) / 2).tolist(), (weights / 2).tolist()
 
 
-def gradcam(question: Question) -> Attributed:
-    """Return A · mean of ∂y/∂A over the layer's cells (Selvaraju et al. 2017, before the ReLU)."""
-    activation, logits = question.run().forward()
-    weights = question.gradient(logits, activation).mean((2, 3), keepdim=True)
-    return Attributed(activation.detach() * weights, logits.detach())
+SLOPES: dict[SlopeKind, Callable[[AttributionInput], Slopes]] = {
+    "derivative": derivatives,
+    "rescale": rescale_multipliers,
+    "path": path_means,
+}
+
+
+def _slope_alone(activation: Tensor, slope: Tensor) -> Tensor:
+    return slope
+
+
+def _weighed(activation: Tensor, slope: Tensor) -> Tensor:
+    return activation * slope
+
+
+def _weighed_by_mean(activation: Tensor, slope: Tensor) -> Tensor:
+    return activation * slope.mean((2, 3), keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -154,8 +253,11 @@ class AttributionRule:
 
     Parameters
     ----------
-    compute
-        Takes a question; gives values of all channels, and the logits.
+    slope
+        What stands for the slope of the logit: a key of `SLOPES`.
+    values
+        Takes the activation, less that of the baseline where there is one, and the slope, (N, C, h, w) both;
+        gives the values of all channels.
     magnitude
         Whether a map is the magnitude of the mean over channels, for its sign means little; else it is
         signed evidence.
@@ -167,7 +269,8 @@ class AttributionRule:
         channels (see `wsi_saliency.saliency.cancellation`).
     """
 
-    compute: Callable[[Question], Attributed]
+    slope: SlopeKind
+    values: Callable[[Tensor, Tensor], Tensor]
     magnitude: bool = False
     weighs_activation: bool = True
     needs_baseline: bool = False
@@ -179,9 +282,49 @@ class AttributionRule:
 
 
 ATTRIBUTION: dict[Attribution, AttributionRule] = {
-    "gradient": AttributionRule(gradient, magnitude=True, weighs_activation=False),
-    "gradient-x-activation": AttributionRule(gradient_x_activation),
-    "deeplift": AttributionRule(deeplift, needs_baseline=True),
-    "integrated-gradients": AttributionRule(integrated_gradients, needs_baseline=True),
-    "gradcam": AttributionRule(gradcam),
+    "gradient": AttributionRule("derivative", _slope_alone, magnitude=True, weighs_activation=False),
+    "gradient-x-activation": AttributionRule("derivative", _weighed),
+    "deeplift": AttributionRule("rescale", _weighed, needs_baseline=True),
+    "integrated-gradients": AttributionRule("path", _weighed, needs_baseline=True),
+    "gradcam": AttributionRule("derivative", _weighed_by_mean),
 }
+
+
+class AttributionOutput(NamedTuple):
+    """Values (N, C, h, w) of one map and one target, given by its number, and the logits (N, K)."""
+
+    spec: MapSpec
+    target: int
+    values: Tensor
+    logits: Tensor
+
+
+def attribute(asked: AttributionInput) -> Iterator[AttributionOutput]:
+    """Compute all maps that are asked for, each for all targets, with as few passes as possible.
+
+    Maps whose slopes are of one kind share one forward pass, whatever their layers, and all layers share the
+    backward passes: one for each method and target.
+
+    Raises
+    ------
+    ModelError
+        If a layer is not called, has no spatial grid, or there is no rule for a function above it.
+    """
+    for kind, slopes_of in SLOPES.items():
+        maps = [spec for spec in asked.maps if ATTRIBUTION[spec.attribution].slope == kind]
+        if maps:
+            yield from _from_slopes(replace(asked, maps=maps), slopes_of)
+
+
+def _from_slopes(
+    asked: AttributionInput, slopes_of: Callable[[AttributionInput], Slopes]
+) -> Iterator[AttributionOutput]:
+    slopes = slopes_of(asked)
+    logits = slopes.logits.detach()
+    for method, i, by_layer in slopes.each:
+        for spec in asked.maps:
+            if spec.method == method and spec.layer in by_layer:
+                rule, activation = ATTRIBUTION[spec.attribution], slopes.activations[spec.layer].detach()
+                if rule.needs_baseline:
+                    activation = activation - asked.baseline.activation(spec.layer)
+                yield AttributionOutput(spec, i, rule.values(activation, by_layer[spec.layer]), logits)

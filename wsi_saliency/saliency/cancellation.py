@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.saliency.attribution import ATTRIBUTION, Baseline, Question
+from wsi_saliency.mapspec import MapSpec
+from wsi_saliency.saliency.attribution import ATTRIBUTION, AttributionInput, Baselines, attribute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -67,9 +68,11 @@ def vanishing(
     random = torch.Generator().manual_seed(0)
     image = torch.randn(sample.shape, generator=random).to(sample)
     target = torch.zeros(1, dtype=torch.long, device=sample.device)
-    baseline = Baseline(model, layer, torch.zeros_like(sample))
-    question = Question(model, layer, image, target, baseline, steps=1)
-    return tuple(name for name in attributions if cancels(ATTRIBUTION[name].compute(question).values))
+    maps = [MapSpec(layer, "none", name) for name in attributions]
+    baselines = Baselines(model, torch.zeros_like(sample))
+    asked = AttributionInput(model, maps, image, [target], baselines, steps=1)
+    vanish = {found.spec.attribution for found in attribute(asked) if cancels(found.values)}
+    return tuple(spec.attribution for spec in maps if spec.attribution in vanish)
 
 
 def refusal(attribution: Attribution, layer: str) -> ModelError:

@@ -3,8 +3,7 @@
 A cell of a hidden layer sits at a place of the input that follows from the strides, paddings and kernel
 sizes before it, not from its share of the image: cell ``i`` of a layer reached through symmetric padding
 is centred on input pixel ``reduction * i``, half a cell less half a pixel away from where an enlarged map
-would draw it. `measure` lets these places flow through one forward pass, operation by operation, and so
-finds them for any network, asymmetric "same" padding, pooling and branches included.
+would draw it. `measure` lets these places flow through one forward pass, and so finds them for any network.
 """
 
 from __future__ import annotations
@@ -16,13 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.saliency.places import Pair, PlaceFlow, Places, marked
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 INPUT = "input"
 LAST = "last"
@@ -95,7 +93,7 @@ def _named_stages(model: nn.Module) -> list[Stage]:
 def _grids(model: nn.Module, images: Tensor) -> dict[str, int]:
     """Reductions of all modules that are called once and give a grid of square cells, in order of calls."""
     found: dict[str, list[int | None]] = {}
-    flow = _PlaceFlow()
+    flow = PlaceFlow()
 
     def note(name: str, output: object) -> None:
         places = flow.places_of(output)
@@ -107,7 +105,7 @@ def _grids(model: nn.Module, images: Tensor) -> dict[str, int]:
 
     activation = images.detach().clone()
     with ExitStack() as hooks, torch.no_grad(), flow:
-        flow.start(activation, _Places.of_input(activation))
+        flow.start(activation, Places.of_input(activation))
         for name, module in model.named_modules():
             if name:
                 hooks.enter_context(module.register_forward_hook(hook(name)))
@@ -128,7 +126,7 @@ def _has_grid(output: Tensor) -> bool:
     return output.ndim == 4 and output.shape[2] * output.shape[3] > 1
 
 
-def _is_even(places: _Places | None, shape: torch.Size) -> bool:
+def _is_even(places: Places | None, shape: torch.Size) -> bool:
     """Whether places are those of whole square cells, in (N, C, h, w) order."""
     if places is None or places.extent != tuple(shape[2:]):
         return False
@@ -247,19 +245,19 @@ def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
         If the layer is not called, is called more than once, has no (N, C, h, w) grid, or its cells are not
         square and evenly spaced in whole input pixels.
     """
-    flow = _PlaceFlow()
-    places: _Places | None
+    flow = PlaceFlow()
+    places: Places | None
     activation = images.detach().clone()
-    with torch.no_grad(), flow, _marked(strided_convolutions(model), flow):
-        flow.start(activation, _Places.of_input(activation))
+    with torch.no_grad(), flow, marked(strided_convolutions(model), flow):
+        flow.start(activation, Places.of_input(activation))
         if layer == INPUT:
             output = model(activation)
-            places, shape = _Places.of_input(activation), activation.shape
+            places, shape = Places.of_input(activation), activation.shape
         else:
             with spatial_output(model, layer, lambda a: flow.restart(a)):
                 output = model(activation)
             places, shape = flow.at_layer()
-    after = flow.places_of(output) or _Places.of_input(activation)
+    after = flow.places_of(output) or Places.of_input(activation)
     behind = tuple(name for name in strided_convolutions(model) if name in after.passed)
     geometry = _geometry(layer, places, shape, after.drift)
     return replace(geometry, strided_behind=behind, total_stride=math.lcm(*flow.reductions))
@@ -278,15 +276,15 @@ def total_stride(model: nn.Module, images: Tensor) -> int:
     images
         Float tensor (N, 3, H, W) that fits the network; its values do not matter.
     """
-    flow = _PlaceFlow()
+    flow = PlaceFlow()
     activation = images.detach().clone()
     with torch.no_grad(), flow:
-        flow.start(activation, _Places.of_input(activation))
+        flow.start(activation, Places.of_input(activation))
         model(activation)
     return math.lcm(*flow.reductions)
 
 
-def _geometry(layer: str, places: _Places | None, shape: torch.Size, drift: _Pair) -> LayerGeometry:
+def _geometry(layer: str, places: Places | None, shape: torch.Size, drift: Pair) -> LayerGeometry:
     if places is None or places.extent != tuple(shape[2:]):
         raise ModelError(f"layer {layer!r} has no spatial grid in (N, C, h, w) order; choose another --layer")
     jump_y, jump_x = places.jump
@@ -342,205 +340,3 @@ def spatial_output(model: nn.Module, layer: str, use: Callable[[Tensor], Tensor 
         handle.remove()
     if not calls:
         raise ModelError(f"layer {layer!r} is not called in the model's forward pass; choose another --layer")
-
-
-# -- places flowing through a forward pass ---------------------------------------------------------------
-
-_Pair = tuple[float, float]  # (y, x), as in a tensor's shape
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where the cells of one tensor lie: (y, x) pairs in input pixels; ``extent`` counts its cells.
-
-    ``passed`` names the strided convolutions on any way to the tensor.
-    """
-
-    extent: tuple[int, int]
-    jump: _Pair
-    centre: _Pair
-    drift: _Pair = (0.0, 0.0)
-    passed: frozenset[str] = frozenset()
-
-    @classmethod
-    def of_input(cls, images: Tensor) -> _Places:
-        return cls((images.shape[2], images.shape[3]), (1.0, 1.0), (0.5, 0.5))
-
-    def window(
-        self,
-        extent: tuple[int, int],
-        kernel: Sequence[int],
-        stride: Sequence[int],
-        padding: Sequence[int],
-        dilation: Sequence[int],
-    ) -> _Places:
-        """Places after a sliding window."""
-        centre = _pair(
-            lambda a: self.centre[a] + ((kernel[a] - 1) * dilation[a] / 2 - padding[a]) * self.jump[a]
-        )
-        return replace(self, extent=extent, jump=_pair(lambda a: self.jump[a] * stride[a]), centre=centre)
-
-    def shifted(self, extent: tuple[int, int], cells: _Pair) -> _Places:
-        """Places after ``cells`` cells were cut off (or, negative, put) in front."""
-        return replace(self, extent=extent, centre=_pair(lambda a: self.centre[a] + cells[a] * self.jump[a]))
-
-    def resized(self, extent: tuple[int, int]) -> _Places:
-        """Places after an operation known only by its output's size: padding, or an even resampling."""
-        scale = _pair(lambda a: _even_scale(self.extent[a], extent[a]))
-        crop = _pair(lambda a: (self.extent[a] - extent[a] * scale[a]) / 2)
-        centre = _pair(lambda a: self.centre[a] + (crop[a] + scale[a] / 2 - 0.5) * self.jump[a])
-        return replace(self, extent=extent, jump=_pair(lambda a: self.jump[a] * scale[a]), centre=centre)
-
-    def drifted(self, stride: Sequence[int]) -> _Places:
-        """Add the (stride − 1) / 2 cells by which a one-sided average over the stride moves a gradient."""
-        return replace(self, drift=_pair(lambda a: self.drift[a] + (stride[a] - 1) / 2 * self.jump[a]))
-
-
-def _pair(of_axis: Callable[[int], float]) -> _Pair:
-    return of_axis(0), of_axis(1)
-
-
-def _even_scale(before: int, after: int) -> float:
-    ratio = before / after
-    return float(round(ratio)) if ratio >= 1 else 1 / round(1 / ratio)
-
-
-def _mean(places: Sequence[_Places]) -> _Places:
-    """Places where branches meet; in practice they agree, else the middle is the best single answer."""
-
-    def mean(pairs: Iterable[_Pair]) -> _Pair:
-        columns = list(zip(*pairs, strict=True))
-        return sum(columns[0]) / len(places), sum(columns[1]) / len(places)
-
-    first = places[0]
-    return replace(first, centre=mean(p.centre for p in places), drift=mean(p.drift for p in places))
-
-
-class _PlaceFlow(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Carries `_Places` from the inputs of every operation to its outputs."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        # Keyed by identity; the tensor is kept so that no other can take its place during the pass.
-        self._known: dict[int, tuple[Tensor, _Places]] = {}
-        self._layer: tuple[_Places | None, torch.Size] | None = None
-        self.reductions: set[int] = {1}  # of all grids met; a single cell, as after pooling, is none
-
-    def start(self, tensor: Tensor, places: _Places) -> None:
-        self._known = {id(tensor): (tensor, places)}
-
-    def restart(self, activation: Tensor) -> None:
-        """Note the layer's places and follow, from here on, only what depends on it."""
-        places = self.places_of(activation)
-        self._layer = (places, activation.shape)
-        self._known.clear()
-        if places:
-            self.start(activation, replace(places, drift=(0.0, 0.0), passed=frozenset()))
-
-    def mark(self, output: object, name: str) -> None:
-        """Note that whatever depends on this output has passed a strided convolution."""
-        if places := self.places_of(output):
-            assert isinstance(output, Tensor)
-            self._known[id(output)] = (output, replace(places, passed=places.passed | {name}))
-
-    def at_layer(self) -> tuple[_Places | None, torch.Size]:
-        assert self._layer is not None  # spatial_output raises where the layer was not called
-        return self._layer
-
-    def places_of(self, value: object) -> _Places | None:
-        known = self._known.get(id(value))
-        return known[1] if known else None
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        inputs = [p for leaf in tree_leaves((args, kwargs)) if (p := self.places_of(leaf))]
-        result = func(*args, **(kwargs or {}))
-        if inputs:
-            passed = frozenset[str]().union(*(places.passed for places in inputs))
-            for output in tree_leaves(result):
-                if isinstance(output, Tensor):
-                    places = replace(_after(func, args, inputs, output), passed=passed)
-                    self._known[id(output)] = (output, places)
-                    if min(places.extent) > 1:
-                        self.reductions.update(round(jump) for jump in places.jump if jump >= 1)
-        return result
-
-
-@contextmanager
-def _marked(convolutions: Mapping[str, nn.Module], flow: _PlaceFlow) -> Iterator[None]:
-    def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        return lambda module, args, output: flow.mark(output, name)
-
-    with ExitStack() as hooks:
-        for name, convolution in convolutions.items():
-            hooks.enter_context(convolution.register_forward_hook(hook(name)))
-        yield
-
-
-def _after(func: Any, args: tuple[Any, ...], inputs: list[_Places], output: Tensor) -> _Places:
-    """Places of one operation's output."""
-    rule = _RULES.get(func.overloadpacket.__name__)
-    if rule and output.ndim == 4:
-        return rule(inputs[0], args, (output.shape[2], output.shape[3]))
-    extents = [
-        tuple(output.shape[2:4]),
-        tuple(output.shape[1:3]),
-    ]  # (N, C, h, w), and (N, h, w, C) on the way
-    agreeing = [p for p in inputs if p.extent in extents]
-    if agreeing:
-        return _mean(agreeing)
-    largest = max(inputs, key=lambda p: p.extent)
-    if output.ndim == 4 and min(output.shape[2:4]) > 1 and func.overloadpacket.__name__ != "permute":
-        return largest.resized((output.shape[2], output.shape[3]))
-    return largest
-
-
-def _two(values: Sequence[int] | int) -> tuple[int, int]:
-    pair = [values] if isinstance(values, int) else list(values)
-    return (pair[0], pair[-1])
-
-
-def _convolution(places: _Places, args: tuple[Any, ...], extent: tuple[int, int]) -> _Places:
-    kernel, (stride, padding, dilation, transposed) = args[1].shape[2:4], args[3:7]
-    stride, padding, dilation = _two(stride), _two(padding), _two(dilation)
-    if not transposed:
-        moved = places.drifted(stride) if max(stride) > 1 else places
-        return moved.window(extent, kernel, stride, padding, dilation)
-    jump = _pair(lambda a: places.jump[a] / stride[a])
-    centre = _pair(lambda a: places.centre[a] - ((kernel[a] - 1) * dilation[a] / 2 - padding[a]) * jump[a])
-    return replace(places, extent=extent, jump=jump, centre=centre)
-
-
-def _pooling(places: _Places, args: tuple[Any, ...], extent: tuple[int, int]) -> _Places:
-    kernel = _two(args[1])
-    stride = _two(args[2]) if len(args) > 2 and args[2] else kernel
-    padding = _two(args[3]) if len(args) > 3 else (0, 0)
-    dilation = _two(args[4]) if len(args) > 4 and not isinstance(args[4], bool) else (1, 1)
-    return places.window(extent, kernel, stride, padding, dilation)
-
-
-def _padding(places: _Places, args: tuple[Any, ...], extent: tuple[int, int]) -> _Places:
-    left, top = args[1][0], args[1][2] if len(args[1]) > 2 else 0
-    return places.shifted(extent, (-top, -left))
-
-
-def _slice(places: _Places, args: tuple[Any, ...], extent: tuple[int, int]) -> _Places:
-    dim, start, step = args[1] % 4, args[2] if len(args) > 2 else 0, args[4] if len(args) > 4 else 1
-    if dim < 2:
-        return places
-    length = places.extent[dim - 2]
-    first = min(max((start or 0) + (length if (start or 0) < 0 else 0), 0), length)
-    cut = places.shifted(extent, (first, 0) if dim == 2 else (0, first))
-    return replace(cut, jump=_pair(lambda a: places.jump[a] * (step if a == dim - 2 else 1)))
-
-
-_RULES: dict[str, Callable[[_Places, tuple[Any, ...], tuple[int, int]], _Places]] = {
-    "convolution": _convolution,
-    "max_pool2d_with_indices": _pooling,
-    "avg_pool2d": _pooling,
-    "constant_pad_nd": _padding,
-    "reflection_pad2d": _padding,
-    "replication_pad2d": _padding,
-    "slice": _slice,
-}

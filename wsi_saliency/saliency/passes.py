@@ -1,14 +1,15 @@
-"""Passes through a network, seen from one of its layers: what is below it, and what is above.
+"""Passes through a network, seen from its layers: what is below them, and what is above.
 
-Everything below the layer runs without a graph. Everything above runs with one for the activation only: no
-parameter gets a gradient. `LayerPass.again` runs the part above once more with another activation, without
-computing anything below.
+Everything below the first layer runs without a graph. Everything above runs with one for the activations
+only: no parameter gets a gradient. `LayerPass.again` runs the part above a layer once more with another
+activation, without computing anything below.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,11 +21,59 @@ from wsi_saliency.models.classifier import standard_logits
 from wsi_saliency.saliency.layers import INPUT, spatial_output
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+
+
+def forward_once(
+    model: nn.Module, layers: Sequence[str], images: Tensor, from_here: Callable[[], object] | None = None
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Run a network once; return the activations of some of its layers, and the logits that depend on them.
+
+    Parameters
+    ----------
+    model
+        Network in eval mode, with whatever smoothing method is active on it.
+    layers
+        Names of modules, or ``"input"``; the graph begins at the one that is reached first.
+    images
+        (N, 3, H, W) normalised floats on the model's device.
+    from_here
+        Called when the first layer is reached, before anything above it runs.
+
+    Raises
+    ------
+    ModelError
+        If a layer is not called, has no spatial grid, or the logits do not depend on any.
+    """
+    activations: dict[str, Tensor] = {}
+
+    def cut_at(layer: str, output: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)  # until the block below ends
+        first = not activations
+        activations[layer] = output if output.requires_grad else output.detach().requires_grad_()
+        if first and from_here is not None:
+            from_here()
+        return activations[layer].clone()  # what follows may work in place (ReLU), and must not on it
+
+    with torch.no_grad(), ExitStack() as hooks:
+        if INPUT in layers:
+            images = cut_at(INPUT, images)
+        for layer in layers:
+            if layer != INPUT:
+                hooks.enter_context(spatial_output(model, layer, partial(cut_at, layer)))
+        logits = standard_logits(model(images))
+    if not logits.requires_grad:
+        raise independent_of(layers[0])
+    return activations, logits
+
+
+def independent_of(layer: str) -> ModelError:
+    """Say that the logits do not depend on a layer."""
+    return ModelError(f"the logits do not depend on layer {layer!r}; choose another layer (--layer)")
 
 
 class LayerPass:
-    """Forward passes of some images through a network, from one layer's point of view.
+    """Passes of some images through a network, of which the part above one layer can run again.
 
     Parameters
     ----------
@@ -40,38 +89,6 @@ class LayerPass:
         self.model, self.layer, self.images = model, layer, images
         self._below: dict[nn.Module, list[Any]] = {}
         self._copied = False  # whether what is below is kept, and given, as copies
-
-    def forward(self, from_here: Callable[[], object] | None = None) -> tuple[Tensor, Tensor]:
-        """Run the network once; return the layer's activation, a leaf, and the logits that depend on it.
-
-        Parameters
-        ----------
-        from_here
-            Called when the layer is reached, before anything above it runs.
-
-        Raises
-        ------
-        ModelError
-            If the layer is not called, has no spatial grid, or the logits do not depend on it.
-        """
-        leaves: list[Tensor] = []
-
-        def record_from_here(output: Tensor) -> Tensor:
-            torch.set_grad_enabled(True)  # until the block below ends
-            leaves.append(output.detach().requires_grad_())
-            if from_here is not None:
-                from_here()
-            return leaves[0].clone()  # what follows may work in place (ReLU), and must not on a leaf
-
-        with torch.no_grad():
-            if self.layer == INPUT:
-                logits = standard_logits(self.model(record_from_here(self.images)))
-            else:
-                with spatial_output(self.model, self.layer, record_from_here):
-                    logits = standard_logits(self.model(self.images))
-        if not logits.requires_grad:
-            raise ModelError(f"the logits do not depend on layer {self.layer!r}; choose another --layer")
-        return leaves[0], logits
 
     def record(self) -> tuple[Tensor, Tensor]:
         """Run the network once without a graph, keeping what `again` needs; return activation and logits."""

@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, SettingsError
+from wsi_saliency.mapspec import MapSpec
 from wsi_saliency.models.classifier import SquashWatch, standard_logits
 from wsi_saliency.saliency.cancellation import cancels, refusal
-from wsi_saliency.saliency.engine import Network, Noise, eval_mode, working_copy
 from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.layers import find_layer
+from wsi_saliency.saliency.network import Network, Noise, eval_mode, resolve_precision, working_copy
 from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_LAYER, DEFAULT_METHOD
 
 if TYPE_CHECKING:
@@ -89,13 +90,13 @@ class PatchExplainer:
             self._classes = standard_logits(trial.output).shape[1]
             name = find_layer(model, layer, sample)
             module, stand_in = working_copy(model, sample, {name}, method, surrogate, trial)
+        self._spec = MapSpec(name, method, attribution)
         self._network = Network(
             module,
-            name,
-            method,
-            attribution,
+            (self._spec,),
+            {},
             _one_image(baseline, sample),
-            "fp32" if precision == "auto" else precision,
+            resolve_precision(precision),
             stand_in,
             steps,
             Noise(*smoothgrad, seed) if smoothgrad else None,
@@ -120,16 +121,22 @@ class PatchExplainer:
         parts = []
         for start in range(0, len(images), batch_size or len(images)):
             batch = slice(start, start + (batch_size or len(images)))
-            values = self._network(images[batch].to(self._device), targets[batch]).values.detach().float()
-            parts.append((self._map(values) if reduce == "mean" else values).cpu())
+            values = self._values(images[batch].to(self._device), targets[batch])
+            parts.append(self._map(values) if reduce == "mean" else values.cpu())
         return torch.cat(parts)
+
+    def _values(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Explain images on the device: values (N, C, h, w), float32."""
+        taken: list[Tensor] = []
+        self._network.explain(images, [targets], lambda spec, target, values: taken.append(values))
+        return taken[0].detach().float()
 
     def _map(self, values: Tensor) -> Tensor:
         """Turn values (N, C, h, w) into maps, and make sure of the first that they are no rounding noise."""
         if not self._map_checked and self._network.precision == "fp32" and cancels(values[:1]):
-            raise refusal(self._network.attribution, self._network.layer)
+            raise refusal(self._spec.attribution, self._spec.layer)
         self._map_checked = True
-        return self._network.maps(values)
+        return self._network.map_of(self._spec, values)
 
 
 def explain_patches(

@@ -75,7 +75,8 @@ _ELEMENTWISE = frozenset(
 )
 _PRODUCT = frozenset({"mul", "multiply", "rmul", "imul"})
 _QUOTIENT = frozenset({"div", "divide", "true_divide", "truediv", "itruediv"})
-_LINEAR = frozenset(
+# Linear functions, whose derivative is the rule; and those that compute no number from the activation.
+_NEED_NO_RULE = frozenset(
     [
         "conv2d",
         "conv_transpose2d",
@@ -138,7 +139,7 @@ _LINEAR = frozenset(
         "bfloat16",
         "clone",
         "detach",
-        "requires_grad_",
+        "requires_grad",
         "get",
         "size",
         "dim",
@@ -150,7 +151,7 @@ _LINEAR = frozenset(
         "pixel_unshuffle",
         "unfold",
         "fold",
-        "copy_",
+        "copy",
         "zeros_like",
         "ones_like",
         "new_zeros",
@@ -232,7 +233,7 @@ class RescaleRule(TorchFunctionMode):
             return func(*args, **kwargs)
         if not _has_rule(name, args):
             result = func(*args, **kwargs)
-            if name not in _LINEAR | _PRODUCT | _QUOTIENT and _depends_on_activation(result):
+            if name not in _NEED_NO_RULE | _PRODUCT | _QUOTIENT and _depends_on_activation(result):
                 raise ModelError(f"deeplift has no rule for {name!r} in this model; use integrated-gradients")
             return result
         expected, baseline_args, baseline_result = next(self._calls, ("nothing", (), None))

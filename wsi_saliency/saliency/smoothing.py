@@ -25,7 +25,7 @@ from wsi_saliency.saliency.layers import strided_behind_stem, strided_convolutio
 from wsi_saliency.saliency.surrogate import Surrogate, answered_for, surrogate_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from wsi_saliency.settings import Method
 
@@ -70,30 +70,46 @@ def triangle_average(x: Tensor, stride: tuple[int, ...]) -> Tensor:
 
 
 _Average = Callable[[Tensor, tuple[int, ...]], Tensor]
+_Apply = Callable[[nn.Module, "Surrogate | None"], AbstractContextManager[None]]
+
+
+@dataclass
+class GradientAverage:
+    """How gradients are averaged on their way back; another way may be taken for each backward pass.
+
+    ``average`` None lets them pass as they are.
+    """
+
+    average: _Average | None = None
+
+    def follow(self, method: Method) -> None:
+        """Average as a method does that leaves predictions alone."""
+        self.average = SMOOTHING[method].average
 
 
 class _SmoothGradient(torch.autograd.Function):
     """The identity, whose gradient is averaged."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, average: _Average, stride: tuple[int, int]) -> Tensor:
-        ctx.average, ctx.stride = average, stride
+    def forward(ctx: Any, x: Tensor, how: GradientAverage, stride: tuple[int, int]) -> Tensor:
+        ctx.how, ctx.stride = how, stride
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return ctx.average(gradients[0], ctx.stride), None, None
+        average = ctx.how.average
+        return average(gradients[0], ctx.stride) if average else gradients[0], None, None
 
 
 @dataclass(frozen=True)
 class _BackwardHook:
     """Puts `_SmoothGradient` in front of a convolution."""
 
-    average: _Average
+    how: GradientAverage
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         assert isinstance(module, nn.Conv2d)  # installed on strided convolutions only
-        return (_SmoothGradient.apply(args[0], self.average, module.stride), *args[1:])
+        return (_SmoothGradient.apply(args[0], self.how, module.stride), *args[1:])
 
 
 class _ForwardHook:
@@ -110,15 +126,14 @@ def _none(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
 
 
 @contextmanager
-def _backward_hook(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
-    with _in_front_of(strided_convolutions(model).values(), _BackwardHook(box_average)):
+def averaging(model: nn.Module, how: GradientAverage) -> Iterator[None]:
+    """Let gradients be averaged inside a ``with`` block wherever they leave a strided convolution."""
+    with _in_front_of(strided_convolutions(model).values(), _BackwardHook(how)):
         yield
 
 
-@contextmanager
-def _centred_hook(model: nn.Module, surrogate: Surrogate | None) -> Iterator[None]:
-    with _in_front_of(strided_convolutions(model).values(), _BackwardHook(triangle_average)):
-        yield
+def _averaging_by(average: _Average) -> _Apply:
+    return lambda model, surrogate: averaging(model, GradientAverage(average))
 
 
 @contextmanager
@@ -151,6 +166,8 @@ class Smoothing:
         Context manager that installs the method on a network; takes its surrogate, if the method needs one.
     acts_on
         Finds the convolutions of a network that it averages at or stands in for; None of ``none``.
+    average
+        How the gradient is averaged on its way back, where that is all that the method does.
     moves_gradient
         Whether the gradient is averaged to one side on its way back, so that the map drifts.
     changes_predictions
@@ -159,8 +176,9 @@ class Smoothing:
         Whether it stands in for the network's own layers, so that their cells lie where they always do.
     """
 
-    apply: Callable[[nn.Module, Surrogate | None], AbstractContextManager[None]]
+    apply: _Apply
     acts_on: Callable[[nn.Module], Mapping[str, nn.Conv2d]] | None
+    average: _Average | None = None
     moves_gradient: bool = False
     changes_predictions: bool = False
     imitates: bool = False
@@ -168,8 +186,10 @@ class Smoothing:
 
 SMOOTHING: dict[Method, Smoothing] = {
     "none": Smoothing(_none, None),
-    "backward-hook": Smoothing(_backward_hook, strided_convolutions, moves_gradient=True),
-    "centred-hook": Smoothing(_centred_hook, strided_convolutions),
+    "backward-hook": Smoothing(
+        _averaging_by(box_average), strided_convolutions, box_average, moves_gradient=True
+    ),
+    "centred-hook": Smoothing(_averaging_by(triangle_average), strided_convolutions, triangle_average),
     "forward-hook": Smoothing(_forward_hook, strided_behind_stem, changes_predictions=True),
     "surrogate": Smoothing(_surrogate, strided_behind_stem, changes_predictions=True, imitates=True),
 }
@@ -193,10 +213,41 @@ def smoothed(model: nn.Module, method: Method, surrogate: Surrogate | None = Non
     ModelError
         If a method is active on the network already, or there is no surrogate for it.
     """
-    if any(_is_smoothed(convolution) for convolution in strided_convolutions(model).values()):
-        raise ModelError("a smoothing method is active on this model already; leave it first")
+    _check_not_smoothed(model)
     with SMOOTHING[method].apply(model, surrogate):
         yield model
+
+
+@contextmanager
+def smoothed_in_turn(
+    model: nn.Module, methods: Sequence[Method], surrogate: Surrogate | None = None
+) -> Iterator[GradientAverage]:
+    """Smooth a network inside a ``with`` block by several methods, one for each backward pass.
+
+    Yields what follows the methods. All of them leave predictions alone, or there is only one; so they share
+    a forward pass.
+
+    Raises
+    ------
+    ModelError
+        As `smoothed`.
+    """
+    how, first = GradientAverage(), methods[0]
+    if len(methods) == 1:
+        with smoothed(model, first, surrogate):
+            yield how
+        return
+    changing = [method for method in methods if SMOOTHING[method].changes_predictions]
+    if changing:
+        raise ValueError(f"{changing[0]} changes predictions and shares no forward pass")
+    _check_not_smoothed(model)
+    with averaging(model, how):
+        yield how
+
+
+def _check_not_smoothed(model: nn.Module) -> None:
+    if any(_is_smoothed(convolution) for convolution in strided_convolutions(model).values()):
+        raise ModelError("a smoothing method is active on this model already; leave it first")
 
 
 def _is_smoothed(convolution: nn.Conv2d) -> bool:

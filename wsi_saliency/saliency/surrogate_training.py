@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from wsi_saliency.errors import OutputError, SettingsError
 from wsi_saliency.files import replacing
 from wsi_saliency.models.classifier import probabilities, standard_logits
-from wsi_saliency.saliency.engine import eval_mode
-from wsi_saliency.saliency.surrogate import Scores, Surrogate, SurrogateConv, hash_of, replaceable
+from wsi_saliency.saliency.network import eval_mode
+from wsi_saliency.saliency.surrogate import Scores, Surrogate, hash_of, replaceable
+from wsi_saliency.saliency.surrogate_conv import SurrogateConv
 
 if TYPE_CHECKING:
     from wsi_saliency.models.classifier import Output

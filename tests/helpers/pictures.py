@@ -1,4 +1,4 @@
-"""What tests of candidates and of their scores share: pictures, their targets, and the control of a map."""
+"""What tests of compared maps and of their scores share: pictures, their targets, the control of a map."""
 
 from __future__ import annotations
 
