@@ -18,6 +18,7 @@ from filelock import FileLock
 from wsi_saliency import files
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import (
+    carry,
     check_file,
     check_folder,
     check_free,
@@ -175,6 +176,36 @@ def test_files_move_into_a_folder_that_holds_others_the_last_one_last(tmp_path, 
         made(work, a="new", last="new", z="new")
     assert tree(out) == {"a": "new", "last": "new", "mine": "1", "z": "new"}
     assert seen == [("a", False), ("z", False), ("last", False)]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_files_are_carried_over_by_links_or_else_as_copies(tmp_path, monkeypatch, links):
+    def refuse(*args, **how):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    (old / "store" / "0").mkdir(parents=True)
+    (old / "store" / "0" / "chunk").write_text("values")
+    (old / "file").write_text("text")
+    new.mkdir()
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    for name in ("store", "file"):
+        carry(old / name, new / f"renamed.{name}")
+    assert tree(new) == {
+        "renamed.file": "text",
+        "renamed.store": None,
+        "renamed.store/0": None,
+        "renamed.store/0/chunk": "values",
+    }
+    assert (old / "file").samefile(new / "renamed.file") == links
+    assert (old / "store/0/chunk").samefile(new / "renamed.store/0/chunk") == links
+
+
+def test_what_is_not_there_to_be_carried_over_is_one_line(tmp_path):
+    with pytest.raises(OutputError, match="new: cannot be written") as caught:
+        carry(tmp_path / "missing", tmp_path / "new")
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", [".", "..", "a/..", "/"])

@@ -105,8 +105,9 @@ def test_level0_boxes_have_one_size_and_are_computed_from_the_index():
 def test_cells_of_the_slide():
     grid = TileGrid(Canvas(300, 224, 1, 1), 224, 112, 8)
     assert grid.canvas_xs == (0, 80)
-    assert grid.cell_origin(Tile(1, 0, 80, 0)) == (10, 0)
-    assert grid.cell_size(28, 28) == Size(38, 28)
+    for reduction, cell_x in ((8, 10), (4, 20), (1, 80)):
+        assert grid.cell_origin(Tile(1, 0, 80, 0), reduction) == (cell_x, 0)
+        assert grid.cell_size(reduction, 28, 28) == Size(cell_x + 28, 28)
 
 
 def test_patch_smaller_than_a_cell_is_refused():

@@ -277,6 +277,29 @@ def filling(folder: Path, last: str, others: Collection[str] = ()) -> Iterator[P
                 os.replace(file, folder / file.name)
 
 
+def carry(source: Path, target: Path) -> None:
+    """Take a file or a folder of a finished result over into a new one, without a copy where links can be.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be read or written.
+    """
+    with writing(target):
+        if source.is_dir():
+            shutil.copytree(source, target, copy_function=_link)
+        else:
+            _link(source, target)
+
+
+def _link(source: str | Path, target: str | Path) -> str:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        shutil.copy2(source, target)
+    return str(target)
+
+
 @contextmanager
 def replacing(file: Path) -> Iterator[Path]:
     """Yield a name to write a file under; it takes the place of ``file`` when the block ends well.

@@ -103,10 +103,10 @@ def _covering(length: int, scale: float) -> int:
 class TileGrid(Sequence[Tile]):
     """All patches of a slide, row by row, on the canvas.
 
-    The stride is a multiple of ``reduction``, so all patches' maps share one cell grid. Position ``k`` is
-    ``k * stride``; the last column and row are moved inwards to the first multiple of ``reduction`` that
-    still covers the canvas' edge (at most ``reduction - 1`` canvas pixels beyond it are read as white). A
-    canvas smaller than a patch gets one patch at 0, filled up with white.
+    The stride is a multiple of ``reduction``, so all patches' maps of a layer share one cell grid. Position
+    ``k`` is ``k * stride``; the last column and row are moved inwards to the first multiple of ``reduction``
+    that still covers the canvas' edge (at most ``reduction - 1`` canvas pixels beyond it are read as white).
+    A canvas smaller than a patch gets one patch at 0, filled up with white.
 
     Parameters
     ----------
@@ -117,7 +117,7 @@ class TileGrid(Sequence[Tile]):
     stride
         Distance of neighbouring patches, canvas pixels; a multiple of ``reduction``.
     reduction
-        Canvas pixels per cell of the explained layer.
+        Canvas pixels per cell of the explained layer; of several, the least common multiple.
     """
 
     canvas: Canvas
@@ -177,15 +177,13 @@ class TileGrid(Sequence[Tile]):
         region = self.canvas.region(tile.canvas_x, tile.canvas_y, self.patch, self.patch)
         return round(region.x), round(region.y), round(region.w), round(region.h)
 
-    def cell_origin(self, tile: Tile) -> tuple[int, int]:
-        """Column and row, in slide cells, of the tile's first cell."""
-        return tile.canvas_x // self.reduction, tile.canvas_y // self.reduction
+    def cell_origin(self, tile: Tile, reduction: int) -> tuple[int, int]:
+        """Column and row of the tile's first cell, in slide cells of ``reduction`` canvas pixels."""
+        return tile.canvas_x // reduction, tile.canvas_y // reduction
 
-    def cell_size(self, cell_w: int, cell_h: int) -> Size:
+    def cell_size(self, reduction: int, cell_w: int, cell_h: int) -> Size:
         """Cells of the whole slide when each tile's map is ``cell_w`` × ``cell_h`` cells."""
-        return Size(
-            self.canvas_xs[-1] // self.reduction + cell_w, self.canvas_ys[-1] // self.reduction + cell_h
-        )
+        return Size(self.canvas_xs[-1] // reduction + cell_w, self.canvas_ys[-1] // reduction + cell_h)
 
 
 def stride_for(patch: int, overlap: float, reduction: int, total_stride: int = 1) -> int:

@@ -15,7 +15,7 @@ from tests.helpers.heatmaps import INFO, VERSIONS, noise, written
 from wsi_saliency.errors import OutputError
 from wsi_saliency.geometry import Placement, Size
 from wsi_saliency.heatmap.ome_tiff import needs_bigtiff, write_ome_tiff
-from wsi_saliency.heatmap.ome_xml import COLOUR, DETAILS_NAMESPACE, PLACEMENT_NAMESPACE, ome_xml
+from wsi_saliency.heatmap.ome_xml import COLOURS, DETAILS_NAMESPACE, PLACEMENT_NAMESPACE, ome_xml
 from wsi_saliency.heatmap.ome_zarr import Heatmap, HeatmapWriter
 from wsi_saliency.heatmap.pyramid import TILE, HeatmapInfo
 
@@ -70,9 +70,9 @@ def test_the_ome_xml_describes_the_map(tmp_path: Path) -> None:
     assert {pixels.physical_size_x_unit, pixels.physical_size_y_unit} == {
         ome_types.model.UnitsLength.MICROMETER
     }
-    assert pixels.channels[0].name == INFO.channel
+    assert pixels.channels[0].name == INFO.channels[0]
     red, green, blue, *_ = pixels.channels[0].color.as_rgb_tuple()
-    assert f"{red:02X}{green:02X}{blue:02X}" == COLOUR
+    assert f"{red:02X}{green:02X}{blue:02X}" == COLOURS[0]
 
 
 def test_the_annotation_places_the_map(tmp_path: Path) -> None:
@@ -94,7 +94,7 @@ READABLE = "a\ufffd\ufffdb\ufffd<&>\"'&#181;]]>\ufffd\ufffd切片 \U0001f9ec.svs
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_hostile_name_does_not_spoil_a_file(tmp_path: Path, version: OmeZarrVersion) -> None:
-    info = dataclasses.replace(INFO, slide_name=HOSTILE, channel=HOSTILE, details={HOSTILE: HOSTILE})
+    info = dataclasses.replace(INFO, slide_name=HOSTILE, channels=(HOSTILE,), details={HOSTILE: HOSTILE})
     heatmap = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(3, 5), info, version).finish()
     write_ome_tiff(tmp_path / "s.ome.tif", heatmap)
     xmls = (heatmap.path / "OME" / "METADATA.ome.xml").read_text("utf-8"), description(tmp_path / "s.ome.tif")
@@ -105,7 +105,7 @@ def test_a_hostile_name_does_not_spoil_a_file(tmp_path: Path, version: OmeZarrVe
         assert details.model_dump() == {READABLE: READABLE}
     yaozarrs.validate_zarr_store(str(heatmap.path))
     assert heatmap.info == dataclasses.replace(
-        INFO, slide_name=READABLE, channel=READABLE, details={READABLE: READABLE}
+        INFO, slide_name=READABLE, channels=(READABLE,), details={READABLE: READABLE}
     )
 
 
@@ -145,8 +145,8 @@ def test_memory_is_bounded_by_a_row_of_tiles(tmp_path: Path, monkeypatch: pytest
     reads: list[int] = []
     read = Heatmap.read
 
-    def watched(self: Heatmap, level: int, *cells: slice) -> np.ndarray:
-        rows = read(self, level, *cells)
+    def watched(self: Heatmap, level: int, *cells: slice, channel: int = 0) -> np.ndarray:
+        rows = read(self, level, *cells, channel=channel)
         reads.append(len(rows))
         return rows
 
@@ -154,7 +154,7 @@ def test_memory_is_bounded_by_a_row_of_tiles(tmp_path: Path, monkeypatch: pytest
     tracemalloc.start()
     writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(w, h), INFO)
     for cell_y in range(0, h, 8 * TILE):
-        writer.write_rows(cell_y, band[: min(TILE, h - cell_y)])
+        writer.write_rows(cell_y, band[None, : min(TILE, h - cell_y)])
     write_ome_tiff(tmp_path / "s.ome.tif", writer.finish())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()

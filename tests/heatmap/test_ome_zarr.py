@@ -68,7 +68,7 @@ def test_how_rows_are_cut_does_not_matter_and_missing_rows_are_zero(
     writer = HeatmapWriter.create(tmp_path_factory.mktemp("cut") / "s.ome.zarr", Size(7, h), INFO)
     for top, bottom, keep in zip(cuts, cuts[1:], kept, strict=False):
         if keep:
-            writer.write_rows(top, cells[top:bottom])
+            writer.write_rows(top, cells[None, top:bottom])
         else:
             cells[top:bottom] = 0
     heatmap = writer.finish()
@@ -86,7 +86,7 @@ def test_chunks_are_written_once_never_read_and_left_out_when_empty(
     for name, keys in calls.items():
         monkeypatch.setattr(LocalStore, name, _recording(getattr(LocalStore, name), keys))
     for cell_y in range(0, 1100, 64):
-        writer.write_rows(cell_y, cells[cell_y : cell_y + 64])
+        writer.write_rows(cell_y, cells[None, cell_y : cell_y + 64])
     writer.finish()
     is_chunk = lambda key: key.split("/")[-1].isdigit()  # noqa: E731
     stored = [key for key in calls["set"] if is_chunk(key)]
@@ -152,7 +152,7 @@ def test_an_opened_heatmap_knows_what_was_written(tmp_path: Path, version: OmeZa
     assert heatmap.info == INFO
     assert heatmap.size == Size(21, 30)
     assert heatmap.level_sizes == [Size(22, 30), Size(11, 15)]
-    assert heatmap.window == finished.window
+    assert heatmap.windows == finished.windows
     np.testing.assert_array_equal(heatmap.read(0, slice(3, 9), slice(2, 5)), heatmap.read(0)[3:9, 2:5])
 
 
@@ -163,7 +163,7 @@ def test_the_window_comes_from_the_computed_cells(tmp_path: Path) -> None:
     heatmap = written(tmp_path / "s.ome.zarr", cells)
     window = metadata(heatmap)["omero"]["channels"][0]["window"]
     assert window == {"min": -20.0, "max": 80.0, "start": -19.0, "end": 79.0}
-    assert metadata(heatmap)["omero"]["channels"][0]["label"] == INFO.channel
+    assert metadata(heatmap)["omero"]["channels"][0]["label"] == INFO.channels[0]
 
 
 def test_a_large_maps_window_comes_from_a_bounded_sample(
@@ -173,16 +173,16 @@ def test_a_large_maps_window_comes_from_a_bounded_sample(
     cells = noise(600, 500)
     writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(500, 600), INFO)
     for cell_y in range(0, 600, 7):
-        writer.write_rows(cell_y, cells[cell_y : cell_y + 7])
+        writer.write_rows(cell_y, cells[None, cell_y : cell_y + 7])
     expected = np.percentile(cells[::13, ::13], (1, 99))
-    window = writer.finish().window
+    (window,) = writer.finish().windows
     np.testing.assert_allclose((window.start, window.end), expected, rtol=1e-6)
 
 
 def test_a_map_of_zeros_is_complete_and_holds_no_chunks(tmp_path: Path) -> None:
     heatmap = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(600, 600), INFO).finish()
     assert not heatmap.read(0).any()
-    assert (heatmap.window.start, heatmap.window.end) == (0.0, 1.0)
+    assert [(window.start, window.end) for window in heatmap.windows] == [(0.0, 1.0)]
     assert not [path for path in heatmap.path.rglob("*") if path.name.isdigit() and path.is_file()]
 
 
@@ -201,17 +201,20 @@ def test_a_value_that_is_not_finite_stops_with_its_row(tmp_path: Path, bad: floa
     cells = noise(30, 21)
     cells[17, 4] = bad
     writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(21, 30), INFO)
-    writer.write_rows(0, cells[:10])
+    writer.write_rows(0, cells[None, :10])
     with pytest.raises(OutputError, match=r"s\.ome\.zarr: row 17 of the map .* --precision fp32"):
-        writer.write_rows(10, cells[10:])
+        writer.write_rows(10, cells[None, 10:])
 
 
-@pytest.mark.parametrize(("cell_y", "shape"), [(9, (2, 21)), (29, (2, 21)), (10, (2, 20)), (-1, (1, 21))])
-def test_rows_that_do_not_fit_are_refused(tmp_path: Path, cell_y: int, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("cell_y", "shape"),
+    [(9, (1, 2, 21)), (29, (1, 2, 21)), (10, (1, 2, 20)), (-1, (1, 1, 21)), (10, (2, 2, 21))],
+)
+def test_rows_that_do_not_fit_are_refused(tmp_path: Path, cell_y: int, shape: tuple[int, ...]) -> None:
     writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(21, 30), INFO)
-    writer.write_rows(0, noise(10, 21))
-    with pytest.raises(ValueError, match="do not fit a map of 21 × 30"):
-        writer.write_rows(cell_y, noise(*shape))
+    writer.write_rows(0, noise(10, 21)[None])
+    with pytest.raises(ValueError, match="do not fit 1 channels of 21 × 30"):
+        writer.write_rows(cell_y, np.zeros(shape, np.float32))
 
 
 def test_an_existing_store_is_not_touched(tmp_path: Path) -> None:
@@ -237,13 +240,13 @@ def test_a_write_that_fails_half_way_is_one_line(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(LocalStore, "set", full)
     message = r"s\.ome\.zarr: cannot be written \(No space left on device\)"
     with pytest.raises(OutputError, match=message):
-        writer.write_rows(0, noise(600, 21))
+        writer.write_rows(0, noise(600, 21)[None])
 
 
 @pytest.mark.parametrize("version", VERSIONS)
 def test_an_unfinished_or_foreign_store_is_not_opened(tmp_path: Path, version: OmeZarrVersion) -> None:
     unfinished = tmp_path / "s.ome.zarr"
-    HeatmapWriter.create(unfinished, Size(3, 5), INFO, version).write_rows(0, noise(5, 3))
+    HeatmapWriter.create(unfinished, Size(3, 5), INFO, version).write_rows(0, noise(5, 3)[None])
     (tmp_path / "empty").mkdir()
     for path in (unfinished, tmp_path / "empty", tmp_path / "missing"):
         with pytest.raises(OutputError, match="holds no finished heatmap"):

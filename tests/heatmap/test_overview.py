@@ -31,9 +31,9 @@ THUMBNAIL = Size(300, 200)
 
 
 def heatmap_of(path: Path, cells: np.ndarray, placement: Placement, name: str = "s.svs") -> Heatmap:
-    info = HeatmapInfo(name, SLIDE, Mpp(0.5, 0.5), placement, "gradient · none · layer2 · tumour")
+    info = HeatmapInfo(name, SLIDE, Mpp(0.5, 0.5), placement, ("gradient · none · layer2 · tumour",))
     writer = HeatmapWriter.create(path / "s.ome.zarr", Size(cells.shape[1], cells.shape[0]), info)
-    writer.write_rows(0, cells.astype(np.float32))
+    writer.write_rows(0, cells[None].astype(np.float32))
     return writer.finish()
 
 
@@ -227,9 +227,9 @@ SHAPES = [Size(2400, 1600), Size(4000, 90_000), Size(120_000, 5000), Size(40, 90
 
 @pytest.mark.parametrize("size", SHAPES, ids=str)
 def test_the_picture_has_a_bounded_size_for_every_shape(tmp_path: Path, size: Size) -> None:
-    info = HeatmapInfo("s.svs", size, Mpp(0.25, 0.25), Placement(0, 0, size.w / 3, size.h / 2), "gradient")
+    info = HeatmapInfo("s.svs", size, Mpp(0.25, 0.25), Placement(0, 0, size.w / 3, size.h / 2), ("gradient",))
     writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(3, 2), info)
-    writer.write_rows(0, np.arange(6, dtype=np.float32).reshape(2, 3))
+    writer.write_rows(0, np.arange(6, dtype=np.float32).reshape(1, 2, 3))
     write_overview(tmp_path / "overview.png", glass(thumbnail_size(size)), writer.finish())
     with Image.open(tmp_path / "overview.png") as image:
         assert max(image.size) <= overview.LONGEST_PX

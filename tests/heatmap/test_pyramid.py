@@ -30,7 +30,7 @@ INFOS = st.builds(
     SIZES,
     st.builds(Mpp, LENGTHS, LENGTHS),
     st.builds(Placement, st.floats(-1e5, 1e5), st.floats(-1e5, 1e5), LENGTHS, LENGTHS),
-    st.just("gradient · layer2"),
+    st.lists(st.text(min_size=1), min_size=1, max_size=3).map(tuple),
     st.just({"model": "demo"}),
 )
 
@@ -96,7 +96,7 @@ def test_first_centre_is_the_placement_in_um_from_the_first_pixels_middle(
 
 
 def test_a_cell_as_large_as_a_pixel_at_the_corner_has_no_offset() -> None:
-    info = HeatmapInfo("s", Size(9, 9), Mpp(0.5, 0.25), Placement(0, 0, 1, 1), "c")
+    info = HeatmapInfo("s", Size(9, 9), Mpp(0.5, 0.25), Placement(0, 0, 1, 1), ("c",))
     assert info.first_centre_um(0) == (0, 0)
     assert info.first_centre_um(1) == (0.25, 0.125)
     assert info.cell_mpp(1) == Mpp(1.0, 0.5)
@@ -105,13 +105,15 @@ def test_a_cell_as_large_as_a_pixel_at_the_corner_has_no_offset() -> None:
 @given(INFOS, SIZES)
 def test_facts_restore_the_info(info: HeatmapInfo, size: Size) -> None:
     facts = info.facts(size)
-    assert HeatmapInfo.from_facts(facts, info.channel, info.details) == info
+    assert HeatmapInfo.from_facts(facts, list(info.channels), info.details) == info
     assert (facts["width"], facts["height"]) == (size.w, size.h)
 
 
 def test_facts_are_plain_numbers_also_from_numpy() -> None:
     one = np.float64(1.5)
-    info = HeatmapInfo("s", Size(np.int64(3), np.int64(4)), Mpp(one, one), Placement(one, one, one, one), "c")
+    info = HeatmapInfo(
+        "s", Size(np.int64(3), np.int64(4)), Mpp(one, one), Placement(one, one, one, one), ("c",)
+    )
     assert {type(value) for value in info.facts(Size(1, 1)).values()} == {str, int, float}
 
 

@@ -16,39 +16,41 @@ def stitched(grid, tiles, maps, cells):
     bands = []
 
     def write_rows(cell_y, rows):
-        assert cell_y == sum(len(b) for b in bands)
+        assert cell_y == sum(b.shape[1] for b in bands)
         assert rows.dtype == np.float32
         bands.append(rows.copy())
 
-    stitcher = Stitcher(grid, tiles, cells, cells, write_rows)
+    channels = len(next(iter(maps.values()), [0]))
+    stitcher = Stitcher(grid, tiles, grid.reduction, cells, cells, channels, write_rows)
     for tile in tiles:
         stitcher.add(tile, maps[tile])
     stitcher.finish()
-    return np.concatenate(bands)
+    return np.concatenate(bands, axis=1)
 
 
 def reference(grid, tiles, maps, cells):
     """Stitch cell by cell in float64, closely following the definition."""
-    size = grid.cell_size(cells, cells)
-    result = np.zeros((size.h, size.w))
+    size = grid.cell_size(grid.reduction, cells, cells)
+    channels = len(next(iter(maps.values()), [0]))
+    result = np.zeros((channels, size.h, size.w))
     for y in range(size.h):
         for x in range(size.w):
-            total = weight = 0.0
+            total, weight = np.zeros(channels), 0.0
             for tile in tiles:
                 cell_x, cell_y = tile.canvas_x // grid.reduction, tile.canvas_y // grid.reduction
                 if cell_x <= x < cell_x + cells and cell_y <= y < cell_y + cells:
                     i, j = y - cell_y, x - cell_x
                     w = np.sin(np.pi * (i + 0.5) / cells) ** 2 * np.sin(np.pi * (j + 0.5) / cells) ** 2
-                    total, weight = total + w * maps[tile][i, j], weight + w
-            result[y, x] = total / weight if weight else 0.0
+                    total, weight = total + w * maps[tile][:, i, j], weight + w
+            result[:, y, x] = total / weight if weight else 0.0
     return result
 
 
-def random_case(seed, overlap, w, h, share):
+def random_case(seed, overlap, w, h, share, channels):
     rng = np.random.default_rng(seed)
     grid = TileGrid.over(Canvas(w, h, 1, 1), 32, overlap, 4)
     tiles = [tile for tile in grid if rng.random() < share]
-    maps = {tile: rng.normal(size=(8, 8)).astype(np.float32) for tile in tiles}
+    maps = {tile: rng.normal(size=(channels, 8, 8)).astype(np.float32) for tile in tiles}
     return grid, tiles, maps
 
 
@@ -59,6 +61,7 @@ cases = st.builds(
     st.integers(1, 120),
     st.integers(1, 120),
     st.floats(0, 1),
+    st.integers(1, 3),
 )
 
 
@@ -79,46 +82,48 @@ def test_order_of_tiles_does_not_matter(case, seed):
 @pytest.mark.parametrize("overlap", [0, 0.3, 0.5, 0.75, 0.9])
 def test_constant_in_is_constant_out(overlap):
     grid = TileGrid.over(Canvas(777, 555, 1, 1), 224, overlap, 8)
-    constant = np.full((28, 28), -3.25, np.float32)
+    constant = np.full((1, 28, 28), -3.25, np.float32)
     result = stitched(grid, list(grid), dict.fromkeys(grid, constant), 28)
     np.testing.assert_allclose(result, -3.25, rtol=1e-6)
 
 
 def test_without_overlap_maps_stand_side_by_side():
     grid = TileGrid.over(Canvas(64, 64, 1, 1), 32, 0, 4)
-    maps = {tile: np.full((8, 8), i, np.float32) for i, tile in enumerate(grid)}
+    maps = {tile: np.full((1, 8, 8), i, np.float32) for i, tile in enumerate(grid)}
     result = stitched(grid, list(grid), maps, 8)
-    np.testing.assert_allclose(result[::8, ::8], [[0, 1], [2, 3]], rtol=1e-6)
+    np.testing.assert_allclose(result[0, ::8, ::8], [[0, 1], [2, 3]], rtol=1e-6)
 
 
 def test_no_tiles_give_an_empty_map():
     grid = TileGrid.over(Canvas(5000, 5000, 1, 1), 32, 0.5, 4)
     result = stitched(grid, [], {}, 8)
-    assert result.shape == (1250, 1250)
+    assert result.shape == (1, 1250, 1250)
     assert not result.any()
 
 
 def test_memory_is_bounded_by_rows_whatever_the_height():
     grid = TileGrid.over(Canvas(256, 20_000, 1, 1), 64, 0.5, 8)
-    stitcher = Stitcher(grid, grid, 8, 8, lambda y, rows: None)
-    most = 0
+    stitcher = Stitcher(grid, grid, 8, 8, 8, 3, lambda y, rows: None)
+    most = set()
     for tile in grid:
-        stitcher.add(tile, np.ones((8, 8), np.float32))
-        most = max(most, len(stitcher._sum))
-    assert most == 8
+        stitcher.add(tile, np.ones((3, 8, 8), np.float32))
+        most |= {stitcher._sum.shape, stitcher._weight.shape}
+    assert max(shape[-2] for shape in most) == 8
+    assert {shape[:-2] for shape in most} == {(3,), ()}
 
 
 def test_a_map_of_the_wrong_size_is_refused():
     grid = TileGrid.over(Canvas(64, 64, 1, 1), 32, 0, 4)
-    stitcher = Stitcher(grid, grid, 8, 8, lambda y, rows: None)
-    with pytest.raises(ValueError, match="8, 8"):
-        stitcher.add(grid[0], np.ones((7, 8), np.float32))
+    stitcher = Stitcher(grid, grid, 4, 8, 8, 2, lambda y, rows: None)
+    for shape in ((2, 7, 8), (8, 8), (1, 8, 8), (3, 8, 8)):
+        with pytest.raises(ValueError, match="2, 8, 8"):
+            stitcher.add(grid[0], np.ones(shape, np.float32))
 
 
 def test_missing_tiles_are_noticed():
     grid = TileGrid.over(Canvas(64, 64, 1, 1), 32, 0, 4)
     with pytest.raises(ValueError, match="4 tiles"):
-        Stitcher(grid, grid, 8, 8, lambda y, rows: None).finish()
+        Stitcher(grid, grid, 4, 8, 8, 1, lambda y, rows: None).finish()
 
 
 def test_window_is_positive_symmetric_and_one_cell_is_kept():

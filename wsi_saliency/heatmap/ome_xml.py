@@ -17,15 +17,15 @@ PLACEMENT_NAMESPACE = "wsi-saliency/placement"
 """Namespace of the annotation that places the map on the slide; its keys are those of `HeatmapInfo.facts`."""
 DETAILS_NAMESPACE = "wsi-saliency/details"
 """Namespace of the annotation that holds `HeatmapInfo.details`."""
-COLOUR = "FFA500"
-"""Colour of the channel in viewers that give it one: red, green and blue in hexadecimal."""
+COLOURS = ("FFA500", "00BFFF", "FF3D7F", "7CFC00", "BA75FF", "FFE119", "00E5C8", "FFFFFF")
+"""Colours of the channels in viewers that give them one: red, green and blue in hexadecimal."""
 
 
 def ome_xml(info: HeatmapInfo, size: Size, padded: Size, pixels_in: Literal["tiff", "elsewhere"]) -> bytes:
     """Describe a heatmap of ``size`` cells, stored as ``padded`` cells, as OME-XML in UTF-8.
 
-    ``pixels_in`` says whether the pixels lie in the first IFD of the TIFF file that holds the text, or in a
-    store beside it.
+    ``pixels_in`` says whether the pixels lie in the first IFDs of the TIFF file that holds the text, one for
+    each channel, or in a store beside it.
     """
     ome = ET.Element("OME", {"xmlns": NAMESPACE, "Creator": "wsi-saliency"})
     ome.set("xmlns:xsi", "http://www.w3.org/2001/XMLSchema-instance")
@@ -45,12 +45,14 @@ def ome_xml(info: HeatmapInfo, size: Size, padded: Size, pixels_in: Literal["tif
 
 def _add_image(ome: ET.Element, info: HeatmapInfo, padded: Size, pixels_in: str, annotations: int) -> None:
     image = ET.SubElement(ome, "Image", ID="Image:0", Name=info.slide_name)
-    ET.SubElement(image, "Description").text = f"Saliency of {info.slide_name}: {info.channel}"
+    described = f"Saliency of {info.slide_name}: {', '.join(info.channels)}"
+    ET.SubElement(image, "Description").text = described
     pixels = ET.SubElement(image, "Pixels", _pixels(info, padded))
-    channel = {"ID": "Channel:0:0", "Name": info.channel, "SamplesPerPixel": "1"}
-    ET.SubElement(pixels, "Channel", channel, Color=str(_signed_rgba(COLOUR)))
+    for i, name in enumerate(info.channels):
+        channel = {"ID": f"Channel:0:{i}", "Name": name, "SamplesPerPixel": "1"}
+        ET.SubElement(pixels, "Channel", channel, Color=str(_signed_rgba(colour_of(i))))
     if pixels_in == "tiff":
-        ET.SubElement(pixels, "TiffData", IFD="0", PlaneCount="1")
+        ET.SubElement(pixels, "TiffData", IFD="0", PlaneCount=str(len(info.channels)))
     else:
         ET.SubElement(pixels, "MetadataOnly")
     for number in range(annotations):
@@ -68,7 +70,7 @@ def _pixels(info: HeatmapInfo, padded: Size) -> dict[str, str]:
         "BigEndian": "false",
         "SizeX": str(padded.w),
         "SizeY": str(padded.h),
-        "SizeC": "1",
+        "SizeC": str(len(info.channels)),
         "SizeZ": "1",
         "SizeT": "1",
         "PhysicalSizeX": str(float(cell.x)),
@@ -85,6 +87,11 @@ def _add_map_annotation(
     value = ET.SubElement(annotation, "Value")
     for key, entry in entries.items():
         ET.SubElement(value, "M", K=key).text = str(entry)
+
+
+def colour_of(channel: int) -> str:
+    """Return the colour of a channel in viewers, by its number."""
+    return COLOURS[channel % len(COLOURS)]
 
 
 def _signed_rgba(colour: str) -> int:

@@ -1,7 +1,7 @@
 """The heatmap as a store on disk: written row by row, readable as OME-Zarr 0.4 (zarr v2) or 0.5 (zarr v3).
 
-Both have axes (c, y, x) with one channel, chunks of (1, 512, 512), ``/`` between chunk numbers, Blosc inside,
-and no file for a chunk of zeros.
+Both have axes (c, y, x) with a channel for each target, chunks of (1, 512, 512), ``/`` between chunk numbers,
+Blosc inside, and no file for a chunk of zeros.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from zarr.codecs import BloscCodec
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import writing
 from wsi_saliency.geometry import Size
-from wsi_saliency.heatmap.ome_xml import COLOUR, ome_xml
+from wsi_saliency.heatmap.ome_xml import colour_of, ome_xml
 from wsi_saliency.heatmap.pyramid import (
     TILE,
     HeatmapInfo,
@@ -51,17 +51,17 @@ class Heatmap:
         Cells of the finest level without padding.
     info
         Slide, placement and what was computed.
-    window
-        Range of the values, and of those to display.
+    windows
+        Range of the values, and of those to display, of each channel.
     levels
-        Arrays (1, h, w) float32, finest first, each half of the one before; padded with 0 on the right
+        Arrays (C, h, w) float32, finest first, each half of the one before; padded with 0 on the right
         and below.
     """
 
     path: Path
     size: Size
     info: HeatmapInfo
-    window: Window
+    windows: tuple[Window, ...]
     levels: tuple[_Level, ...]
 
     @classmethod
@@ -83,9 +83,9 @@ class Heatmap:
             raise OutputError(
                 f"{path}: holds no finished heatmap; run the slide again with --overwrite"
             ) from error
-        info = HeatmapInfo.from_facts(ours["placement"], ours["channel"], ours["details"])
+        info = HeatmapInfo.from_facts(ours["placement"], ours["channels"], ours["details"])
         size = Size(ours["placement"]["width"], ours["placement"]["height"])
-        return cls(Path(path), size, info, _read_window(ome["omero"]), levels)
+        return cls(Path(path), size, info, _read_windows(ome["omero"]), levels)
 
     @property
     def level_sizes(self) -> list[Size]:
@@ -93,10 +93,10 @@ class Heatmap:
         return [Size(level.shape[2], level.shape[1]) for level in self.levels]
 
     def read(
-        self, level: int, cell_y: slice = slice(None), cell_x: slice = slice(None)
+        self, level: int, cell_y: slice = slice(None), cell_x: slice = slice(None), *, channel: int = 0
     ) -> NDArray[np.float32]:
         """Read the rows ``cell_y`` and columns ``cell_x`` of a level as (h, w) float32, padding included."""
-        return np.asarray(self.levels[level][0, cell_y, cell_x], np.float32)
+        return np.asarray(self.levels[level][channel, cell_y, cell_x], np.float32)
 
 
 class HeatmapWriter:
@@ -105,7 +105,7 @@ class HeatmapWriter:
     Rows are collected until they fill a row of chunks; that is written once, never read back, and its half
     goes on to the next level in the same way. Memory: `TILE` rows of the map, the same again for all coarser
     levels together, the few chunks that are being compressed, and a sample of at most about 16 MB for the
-    percentiles; the map's height does not matter.
+    percentiles, all of it for each channel; the map's height does not matter.
 
     Descriptions are written last, by `finish`: a store without them is unfinished, and no reader opens it as
     an image.
@@ -123,9 +123,7 @@ class HeatmapWriter:
         self._shown = shown
         self._path, self._size, self._info, self._group, self._arrays = path, size, info, group, levels
         self._next_y = 0
-        self._lowest = self._highest = 0.0
-        self._sample_step = sample_step(size)
-        self._sample = [np.empty(0, np.float32)]
+        self._ranges = [_Range(sample_step(size)) for _ in info.channels]
         coarser = None
         for array in reversed(levels):
             coarser = _LevelWriter(array, coarser)
@@ -156,11 +154,14 @@ class HeatmapWriter:
             raise OutputError(f"{path}: exists already; use --overwrite or choose another folder with -o")
         with writing(path):
             group = zarr.create_group(path, zarr_format=2 if version == "0.4" else 3)
-            levels = [_create_level(group, k, cells) for k, cells in enumerate(level_sizes(size))]
+            levels = [
+                _create_level(group, k, len(info.channels), cells)
+                for k, cells in enumerate(level_sizes(size))
+            ]
         return cls(path, size, info, group, levels, shown)
 
     def write_rows(self, cell_y: int, rows: NDArray[np.float32]) -> None:
-        """Write ``rows``, (n, w) float32, whose first is row ``cell_y`` of the map.
+        """Write ``rows``, (C, n, w) float32, whose first is row ``cell_y`` of the map.
 
         Rows come from the top downwards, each once; rows that are left out are 0.
 
@@ -169,17 +170,20 @@ class HeatmapWriter:
         OutputError
             If a value is not finite, or the store cannot be written.
         """
-        if rows.shape[1:] != (self._size.w,) or not self._next_y <= cell_y <= self._size.h - len(rows):
+        channels, count, width = rows.shape
+        fits = (channels, width) == (len(self._ranges), self._size.w)
+        if not fits or not self._next_y <= cell_y <= self._size.h - count:
             raise ValueError(
-                f"{len(rows)} rows of {rows.shape[1:]} cells from row {cell_y}, after {self._next_y} rows, "
-                f"do not fit a map of {self._size.w} × {self._size.h} cells"
+                f"{rows.shape} values from row {cell_y}, after {self._next_y} rows, do not fit "
+                f"{len(self._ranges)} channels of {self._size.w} × {self._size.h} cells"
             )
         self._check_finite(cell_y, rows)
-        self._observe(cell_y, rows)
+        for observed, of_channel in zip(self._ranges, rows, strict=True):
+            observed.add(cell_y, of_channel)
         with writing(self._path):
             self._finest.add_zeros(cell_y - self._next_y)
             self._finest.add(rows)
-        self._next_y = cell_y + len(rows)
+        self._next_y = cell_y + count
 
     def finish(self) -> Heatmap:
         """Write the remaining rows and the descriptions, and open what has been written.
@@ -196,19 +200,12 @@ class HeatmapWriter:
         return Heatmap.open(self._path)
 
     def _check_finite(self, cell_y: int, rows: NDArray[np.float32]) -> None:
-        finite = np.isfinite(rows).all(axis=1)
+        finite = np.isfinite(rows).all(axis=(0, 2))
         if not finite.all():
             raise OutputError(
                 f"{self._path}: row {cell_y + int(np.argmin(finite))} of the map has values that are not "
                 "finite; try --precision fp32"
             )
-
-    def _observe(self, cell_y: int, rows: NDArray[np.float32]) -> None:
-        """Note the range of the values and a sample of the computed ones."""
-        self._lowest = float(np.min(rows, initial=self._lowest))
-        self._highest = float(np.max(rows, initial=self._highest))
-        sample = rows[-cell_y % self._sample_step :: self._sample_step, :: self._sample_step]
-        self._sample.append(sample[sample != 0])
 
     def _write_xml(self) -> None:
         """QuPath takes the cell size from here and nowhere else."""
@@ -219,16 +216,17 @@ class HeatmapWriter:
 
     def _attributes(self) -> dict[str, Any]:
         info = self._info
-        window = window_of(np.concatenate(self._sample), self._lowest, self._highest)
+        windows = [observed.window for observed in self._ranges]
         if self._shown is not None:
-            window = window.showing(*self._shown)
+            windows = [window.showing(*self._shown) for window in windows]
         ours = {
             "placement": info.facts(self._size),
-            "channel": info.channel,
+            "channels": list(info.channels),
             "details": dict(info.details),
         }
         multiscale = _multiscale(info, len(self._arrays))
-        omero = {"name": info.slide_name, "channels": [_channel(info.channel, window)]}
+        channels = [_channel(i, *named) for i, named in enumerate(zip(info.channels, windows, strict=True))]
+        omero = {"name": info.slide_name, "channels": channels}
         if self._group.metadata.zarr_format == 2:
             return {
                 "multiscales": [{"version": "0.4", **multiscale}],
@@ -238,39 +236,60 @@ class HeatmapWriter:
         return {"ome": {"version": "0.5", "multiscales": [multiscale], "omero": omero}, OUR_KEY: ours}
 
 
+class _Range:
+    """Notes the range of a channel's values, and a sample of the computed ones."""
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self._lowest = self._highest = 0.0
+        self._sample = [np.empty(0, np.float32)]
+
+    def add(self, cell_y: int, rows: NDArray[np.float32]) -> None:
+        """Look at rows (n, w), the first of which is row ``cell_y`` of the map."""
+        self._lowest = float(np.min(rows, initial=self._lowest))
+        self._highest = float(np.max(rows, initial=self._highest))
+        sample = rows[-cell_y % self._step :: self._step, :: self._step]
+        self._sample.append(sample[sample != 0])
+
+    @property
+    def window(self) -> Window:
+        """What is to be displayed."""
+        return window_of(np.concatenate(self._sample), self._lowest, self._highest)
+
+
 class _LevelWriter:
     """Collects the rows of one level into rows of chunks and passes their halves on."""
 
     def __init__(self, array: _Level, coarser: _LevelWriter | None) -> None:
         self._array, self._coarser = array, coarser
-        _, self._h, self._w = array.shape
-        self._band = np.zeros((min(TILE, self._h), self._w), np.float32)
+        self._channels, self._h, self._w = array.shape
+        self._band = np.zeros((self._channels, min(TILE, self._h), self._w), np.float32)
         self._top = self._filled = 0
 
     def add(self, rows: NDArray[np.float32]) -> None:
-        """Add the next rows; they may be narrower than the level, the rest of it stays 0."""
-        while len(rows):
-            taken = min(len(rows), len(self._band) - self._filled)
-            self._band[self._filled : self._filled + taken, : rows.shape[1]] = rows[:taken]
+        """Add the next rows (C, n, w); they may be narrower than the level, the rest of it stays 0."""
+        while rows.shape[1]:
+            taken = min(rows.shape[1], self._band.shape[1] - self._filled)
+            self._band[:, self._filled : self._filled + taken, : rows.shape[2]] = rows[:, :taken]
             self._filled += taken
-            rows = rows[taken:]
-            if self._filled == len(self._band):
+            rows = rows[:, taken:]
+            if self._filled == self._band.shape[1]:
                 self._flush()
 
     def add_zeros(self, count: int) -> None:
         """Add ``count`` rows of 0 without holding them."""
-        self.add(np.broadcast_to(np.float32(0), (count, self._w)))
+        self.add(np.broadcast_to(np.float32(0), (self._channels, count, self._w)))
 
     def _flush(self) -> None:
-        self._array[0, self._top : self._top + self._filled] = self._band
+        self._array[:, self._top : self._top + self._filled] = self._band
         if self._coarser is not None:
             self._coarser.add(halve(self._band))
         self._top += self._filled
         self._filled = 0
-        self._band = self._band[: self._h - self._top]
+        self._band = self._band[:, : self._h - self._top]
 
 
-def _create_level(group: zarr.Group, level: int, size: Size) -> _Level:
+def _create_level(group: zarr.Group, level: int, channels: int, size: Size) -> _Level:
     v2 = group.metadata.zarr_format == 2
     # JZarr, with which QuPath reads, refuses zarr-python's own default compressor for v2.
     compressor = (
@@ -280,7 +299,7 @@ def _create_level(group: zarr.Group, level: int, size: Size) -> _Level:
     )
     return group.create_array(
         str(level),
-        shape=(1, size.h, size.w),
+        shape=(channels, size.h, size.w),
         chunks=(1, TILE, TILE),
         dtype="<f4" if v2 else "float32",
         compressors=compressor,
@@ -316,11 +335,11 @@ def _transforms(info: HeatmapInfo, level: int) -> list[dict[str, Any]]:
     ]
 
 
-def _channel(label: str, window: Window) -> dict[str, Any]:
+def _channel(number: int, label: str, window: Window) -> dict[str, Any]:
     return {
         "label": label,
-        "color": COLOUR,
-        "active": True,
+        "color": colour_of(number),
+        "active": number == 0,
         "window": {
             "min": window.lowest,
             "max": window.highest,
@@ -330,6 +349,6 @@ def _channel(label: str, window: Window) -> dict[str, Any]:
     }
 
 
-def _read_window(omero: Any) -> Window:
-    window = omero["channels"][0]["window"]
-    return Window(window["min"], window["max"], window["start"], window["end"])
+def _read_windows(omero: Any) -> tuple[Window, ...]:
+    windows = [channel["window"] for channel in omero["channels"]]
+    return tuple(Window(w["min"], w["max"], w["start"], w["end"]) for w in windows)

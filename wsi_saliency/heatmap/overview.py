@@ -104,6 +104,7 @@ def write_overview(
     thumbnail: NDArray[np.uint8],
     heatmap: Heatmap,
     *,
+    channel: int = 0,
     label: str = "saliency",
     signed: bool | None = None,
     predictions: Predictions | None = None,
@@ -123,6 +124,8 @@ def write_overview(
         The whole slide, (H, W, 3) uint8 RGB; best of `thumbnail_size`, which is how large it is drawn.
     heatmap
         The finished map.
+    channel
+        Number of the channel that is drawn.
     label
         What the values are, beside the colour bar.
     signed
@@ -140,7 +143,7 @@ def write_overview(
         If the file cannot be written.
     """
     layout = _layout(heatmap.info.slide_size)
-    values = map_on_thumbnail(heatmap, thumbnail_size(heatmap.info.slide_size))
+    values = map_on_thumbnail(heatmap, thumbnail_size(heatmap.info.slide_size), channel)
     if signed is False:
         values = np.abs(values)
     dark = value_range is None and predictions is not None and predictions.positive == 0 < predictions.patches
@@ -156,7 +159,7 @@ def write_overview(
         _draw_colour_bar(picture, layout, scale, label)
     note = _DARK if dark else _note(heatmap.info, scale, fixed=value_range is not None)
     said = "" if predictions is None else str(predictions)
-    _write_texts(picture, heatmap.info.slide_name, heatmap.info.channel, said, note)
+    _write_texts(picture, heatmap.info.slide_name, heatmap.info.channels[channel], said, note)
     with writing(path):
         path.write_bytes(_png(picture))
 
@@ -167,7 +170,7 @@ def thumbnail_size(slide_size: Size) -> Size:
     return Size(panel.w, panel.h)
 
 
-def map_on_thumbnail(heatmap: Heatmap, size: Size) -> NDArray[np.float32]:
+def map_on_thumbnail(heatmap: Heatmap, size: Size, channel: int = 0) -> NDArray[np.float32]:
     """Sample the map at the middle of each pixel of a thumbnail of the whole slide, (H, W) float32.
 
     Bilinear between the cells' middles, from the finest level whose cells are not smaller than a pixel, so
@@ -185,7 +188,12 @@ def map_on_thumbnail(heatmap: Heatmap, size: Size) -> NDArray[np.float32]:
         (px_x / 2 - placement.x0) / placement.fx - 0.5,
     )
     sampled: NDArray[np.float32] = ndimage.affine_transform(
-        heatmap.read(level), np.diag(step), start, (size.h, size.w), order=1, mode="grid-constant"
+        heatmap.read(level, channel=channel),
+        np.diag(step),
+        start,
+        (size.h, size.w),
+        order=1,
+        mode="grid-constant",
     )
     return sampled
 

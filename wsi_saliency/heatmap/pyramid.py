@@ -12,7 +12,7 @@ from wsi_saliency.geometry import Mpp, Placement, Size
 from wsi_saliency.messages import storable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -42,8 +42,8 @@ class HeatmapInfo:
         µm per level-0 pixel.
     placement
         Where the cells of the finest level lie, level-0 pixels.
-    channel
-        Name of the one channel, such as ``gradient · backward-hook · layer2 · tumour``.
+    channels
+        Names of the channels, one for each target, such as ``gradient · backward-hook · layer2 · tumour``.
     details
         Further facts in words: model, method, layer.
     """
@@ -52,14 +52,14 @@ class HeatmapInfo:
     slide_size: Size
     slide_mpp: Mpp
     placement: Placement
-    channel: str
+    channels: tuple[str, ...]
     details: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         details = {storable(key): storable(text) for key, text in self.details.items()}
-        texts = {"slide_name": storable(self.slide_name), "channel": storable(self.channel)}
-        for name, value in {**texts, "details": details}.items():
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "slide_name", storable(self.slide_name))
+        object.__setattr__(self, "channels", tuple(map(storable, self.channels)))
+        object.__setattr__(self, "details", details)
 
     def cell_mpp(self, level: int) -> Mpp:
         """Return the µm per cell of a pyramid level."""
@@ -96,14 +96,16 @@ class HeatmapInfo:
         }
 
     @classmethod
-    def from_facts(cls, facts: Mapping[str, Any], channel: str, details: Mapping[str, str]) -> HeatmapInfo:
+    def from_facts(
+        cls, facts: Mapping[str, Any], channels: Sequence[str], details: Mapping[str, str]
+    ) -> HeatmapInfo:
         """Undo `facts`."""
         return cls(
             facts["slide_name"],
             Size(facts["slide_width"], facts["slide_height"]),
             Mpp(facts["slide_mpp_x"], facts["slide_mpp_y"]),
             Placement(facts["x0"], facts["y0"], facts["fx"], facts["fy"]),
-            channel,
+            tuple(channels),
             dict(details),
         )
 
@@ -154,10 +156,10 @@ def level_sizes(size: Size) -> list[Size]:
 
 
 def halve(cells: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Mean over 2×2 cells: (2h, 2w) float32 in, (h, w) float32 out; summed in float64, rounded once."""
-    columns = cells[:, 0::2].astype(np.float64)
-    columns += cells[:, 1::2]
-    mean: NDArray[np.float64] = (columns[0::2] + columns[1::2]) * 0.25
+    """Mean over 2×2 cells: (…, 2h, 2w) float32 in, (…, h, w) float32 out; summed in float64, rounded once."""
+    columns = cells[..., 0::2].astype(np.float64)
+    columns += cells[..., 1::2]
+    mean: NDArray[np.float64] = (columns[..., 0::2, :] + columns[..., 1::2, :]) * 0.25
     return mean.astype(np.float32)
 
 

@@ -31,8 +31,9 @@ class Stitcher:
 
     A cell is the weighted mean of all maps that cover it, float32, signed, unnormalised; 0 where there is
     none. Tiles may come in any order. A row is finished when the last tile that covers it has come, so with
-    tiles in the order of the grid the memory is two float32 arrays of ``cell_h`` rows (plus the rows by which
-    a grid row advances): bounded by the slide's width and the patch, whatever the slide's height.
+    tiles in the order of the grid the memory is one float32 array of ``cell_h`` rows for each channel and one
+    for the weights (plus the rows by which a grid row advances): bounded by the slide's width and the patch,
+    whatever the slide's height.
 
     Parameters
     ----------
@@ -40,44 +41,51 @@ class Stitcher:
         The tile grid.
     tiles
         The tiles that will come, each once.
+    reduction
+        Canvas pixels per cell.
     cell_w, cell_h
         Size of one tile's map in cells.
+    channels
+        Maps that are blended alike.
     write_rows
-        Called with (first row, rows): float32 (n, W), in order, without gaps, until all H rows are written.
+        Called with (first row, rows): float32 (C, n, W), in order, without gaps, until all rows are written.
     """
 
     def __init__(
         self,
         grid: TileGrid,
         tiles: Iterable[Tile],
+        reduction: int,
         cell_w: int,
         cell_h: int,
+        channels: int,
         write_rows: Callable[[int, NDArray[np.float32]], None],
     ) -> None:
-        self._grid = grid
-        self._size = grid.cell_size(cell_w, cell_h)
+        self._grid, self._reduction = grid, reduction
+        self._size = grid.cell_size(reduction, cell_w, cell_h)
         self._window = hann_window(cell_w, cell_h)
         self._write_rows = write_rows
-        self._to_come = Counter(grid.cell_origin(tile)[1] for tile in tiles)
+        self._to_come = Counter(grid.cell_origin(tile, reduction)[1] for tile in tiles)
         self._top = 0  # first row not handed on yet
-        self._sum = np.zeros((0, self._size.w), np.float32)  # rows from _top on
+        self._sum = np.zeros((channels, 0, self._size.w), np.float32)  # rows from _top on
         self._weight = np.zeros((0, self._size.w), np.float32)
 
-    def add(self, tile: Tile, cell_map: NDArray[np.float32]) -> None:
-        """Blend in the map of one tile, float32 (cell_h, cell_w)."""
-        if cell_map.shape != self._window.shape:
-            raise ValueError(f"a map of {cell_map.shape} cells came where {self._window.shape} were expected")
-        cell_x, cell_y = self._grid.cell_origin(tile)
-        cell_h, cell_w = cell_map.shape
+    def add(self, tile: Tile, cell_maps: NDArray[np.float32]) -> None:
+        """Blend in the maps of one tile, float32 (C, cell_h, cell_w)."""
+        expected = (len(self._sum), *self._window.shape)
+        if cell_maps.shape != expected:
+            raise ValueError(f"maps of {cell_maps.shape} cells came where {expected} were expected")
+        cell_x, cell_y = self._grid.cell_origin(tile, self._reduction)
+        cell_h, cell_w = self._window.shape
         first = cell_y - self._top
         self._reach(first + cell_h)
         box = np.s_[first : first + cell_h, cell_x : cell_x + cell_w]
-        self._sum[box] += self._window * cell_map
+        self._sum[:, *box] += self._window * cell_maps
         self._weight[box] += self._window
         self._to_come[cell_y] -= 1
         if not self._to_come[cell_y]:
             del self._to_come[cell_y]
-            self._hand_on(min(self._to_come, default=self._top + len(self._sum)))
+            self._hand_on(min(self._to_come, default=self._top + len(self._weight)))
 
     def finish(self) -> None:
         """Hand on all rows that are left; those that no tile covers are 0."""
@@ -87,21 +95,22 @@ class Stitcher:
 
     def _reach(self, rows: int) -> None:
         """Let the arrays hold at least ``rows`` rows."""
-        missing = rows - len(self._sum)
+        missing = rows - len(self._weight)
         if missing > 0:
             grown = ((0, missing), (0, 0))
-            self._sum, self._weight = np.pad(self._sum, grown), np.pad(self._weight, grown)
+            self._sum, self._weight = np.pad(self._sum, ((0, 0), *grown)), np.pad(self._weight, grown)
 
     def _hand_on(self, end: int) -> None:
         """Hand on all rows before ``end``."""
-        done = max(0, min(end - self._top, len(self._sum)))
+        done = max(0, min(end - self._top, len(self._weight)))
         if done:
-            weight = self._weight[:done]
-            rows = np.divide(self._sum[:done], weight, out=np.zeros_like(weight), where=weight > 0)
-            self._sum, self._weight = self._sum[done:].copy(), self._weight[done:].copy()
+            total, weight = self._sum[:, :done], self._weight[:done]
+            rows = np.divide(total, weight, out=np.zeros_like(total), where=weight > 0)
+            self._sum, self._weight = self._sum[:, done:].copy(), self._weight[done:].copy()
             self._write_rows(self._top, rows)
             self._top += done
         while self._top < end:
-            rows = np.zeros((min(_EMPTY_ROWS, end - self._top), self._size.w), np.float32)
+            empty = min(_EMPTY_ROWS, end - self._top)
+            rows = np.zeros((len(self._sum), empty, self._size.w), np.float32)
             self._write_rows(self._top, rows)
-            self._top += len(rows)
+            self._top += empty

@@ -1,0 +1,373 @@
+"""A result: its maps, record and table of patches. File names, keys and columns stand here, nowhere else.
+
+``run.json`` is written last: a folder without a complete one is unfinished. docs/results-folder.md explains
+every key to those who read it.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wsi_saliency.errors import OutputError
+from wsi_saliency.files import writing
+from wsi_saliency.geometry import Placement, Size
+from wsi_saliency.heatmap.ome_zarr import Heatmap
+from wsi_saliency.heatmap.pyramid import Window
+from wsi_saliency.mapspec import MapSpec
+from wsi_saliency.settings import RunSettings, default_layer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    WriteRow = Callable[[Sequence[object]], None]
+
+SCHEMA = 1
+COMPLETE = "complete"
+RUN_JSON = "run.json"
+TILES = "tiles.csv"
+MAP = "saliency"
+ZARR, TIFF, OVERVIEW = f"{MAP}.ome.zarr", f"{MAP}.ome.tif", "overview.png"
+BOX_COLUMNS = ("x", "y", "w", "h", "tissue")
+MAP_SETTINGS = ("layers", "methods", "attributions", "targets", "surrogate")
+"""Settings that say which maps are asked for; of the surrogate, the weights' hash is compared."""
+_WITHOUT_EFFECT = frozenset({*MAP_SETTINGS, "weights", "batch", "workers", "device"})
+SURROGATE_HASH = "surrogate_sha256"
+
+
+@dataclass(frozen=True)
+class MapFiles:
+    """Names of a map's files, in the result's folder."""
+
+    ome_zarr: str
+    ome_tiff: str
+    overview: str
+
+    @classmethod
+    def of(cls, maps: Sequence[MapSpec]) -> dict[MapSpec, MapFiles]:
+        """Name the files of all maps of a result: a single map needs no name of its own."""
+        if len(maps) == 1:
+            return {maps[0]: cls(ZARR, TIFF, OVERVIEW)}
+        return {
+            spec: cls(
+                f"{MAP}.{spec.name}.ome.zarr",
+                f"{MAP}.{spec.name}.ome.tif",
+                OVERVIEW if spec == maps[0] else f"overview.{spec.name}.png",
+            )
+            for spec in maps
+        }
+
+
+def is_map_file(name: str) -> bool:
+    """Whether a file of this name, in the folder of a result, is a map: its suffix is that of slides."""
+    return name.startswith(f"{MAP}.") and name.endswith(".ome.tif")
+
+
+def columns_of(maps: Sequence[MapSpec], targets: Sequence[str]) -> dict[MapSpec, list[tuple[str, str]]]:
+    """Name the columns of mean and largest saliency of each map, a pair for each target."""
+    alone = len(maps) == len(targets) == 1
+    return {
+        spec: [
+            (f"saliency_mean{ending}", f"saliency_max{ending}")
+            for target in targets
+            for ending in ["" if alone else f".{spec.name}.{target}"]
+        ]
+        for spec in maps
+    }
+
+
+def probability_column(class_name: str) -> str:
+    """Name the column with the probability of a class."""
+    return f"probability_{class_name}"
+
+
+@dataclass(frozen=True)
+class MapRecord:
+    """What ``run.json`` says of one map.
+
+    Parameters
+    ----------
+    spec
+        Layer, method and attribution.
+    asked_as
+        Texts by which the layer was asked for, such as ``"16"``.
+    signed
+        Whether values are signed evidence; else magnitudes.
+    channels
+        Names of its channels in the files, one for each target, in the order of the record's targets.
+    layer
+        Facts of the layer, such as ``reduction``: canvas pixels per cell.
+    placement, cells
+        Where cells lie, level-0 pixels; and how many there are without padding.
+    drift
+        By how much the method had moved the map, (x, y) in canvas pixels; it is taken out of the placement.
+    windows
+        Range of the values of each channel, and what of it is displayed.
+    """
+
+    spec: MapSpec
+    asked_as: tuple[str, ...]
+    signed: bool
+    channels: tuple[str, ...]
+    layer: Mapping[str, Any]
+    placement: Placement
+    cells: Size
+    drift: tuple[float, float]
+    windows: tuple[Window, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the facts, JSON-ready; names of files and columns are added by `with_names`."""
+        return {
+            "name": self.spec.name,
+            **asdict(self.spec),
+            "asked_as": list(self.asked_as),
+            "values": "signed" if self.signed else "magnitude",
+            "channels": list(self.channels),
+            "layer_facts": dict(self.layer),
+            "placement": asdict(self.placement) | {"unit": "level-0 pixels", "cells": asdict(self.cells)},
+            "drift": {
+                "x": self.drift[0],
+                "y": self.drift[1],
+                "unit": "canvas pixels, taken out of the placement",
+            },
+            "windows": [asdict(window) for window in self.windows],
+        }
+
+    @classmethod
+    def from_json(cls, facts: Mapping[str, Any]) -> MapRecord:
+        """Undo `to_json`."""
+        place = facts["placement"]
+        return cls(
+            MapSpec(facts["layer"], facts["method"], facts["attribution"]),
+            tuple(facts["asked_as"]),
+            facts["values"] == "signed",
+            tuple(facts["channels"]),
+            facts["layer_facts"],
+            Placement(place["x0"], place["y0"], place["fx"], place["fy"]),
+            Size(**place["cells"]),
+            (facts["drift"]["x"], facts["drift"]["y"]),
+            tuple(Window(**window) for window in facts["windows"]),
+        )
+
+
+def with_names(maps: Sequence[MapRecord], targets: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the facts of all maps of a result with the names of their files and columns, JSON-ready."""
+    specs = [found.spec for found in maps]
+    files, columns = MapFiles.of(specs), columns_of(specs, targets)
+    return [
+        found.to_json()
+        | {
+            "files": asdict(files[found.spec]),
+            "columns": [{"mean": mean, "max": most} for mean, most in columns[found.spec]],
+        }
+        for found in maps
+    ]
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run left behind: the folder and its ``run.json``.
+
+    Parameters
+    ----------
+    folder
+        The slide's folder.
+    record
+        Contents of ``run.json``.
+    kept
+        Whether all of it was there already.
+    differences
+        In what a kept result differs from what was asked for.
+    added
+        Maps that were added to a result that was there already.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    kept: bool = False
+    differences: tuple[str, ...] = ()
+    added: tuple[MapSpec, ...] = ()
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Result | None:
+        """Return the complete result in a folder, or None where there is none."""
+        folder = Path(folder)
+        try:
+            record = json.loads((folder / RUN_JSON).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        complete = isinstance(record, dict) and record.get("status") == COMPLETE
+        return cls(folder, record) if complete else None
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this version can read its record."""
+        return bool(self.record.get("schema") == SCHEMA)
+
+    @cached_property
+    def maps(self) -> tuple[MapRecord, ...]:
+        """Its maps, in the order in which they were asked for.
+
+        Raises
+        ------
+        OutputError
+            If the record is not of this version, or damaged.
+        """
+        try:
+            if not self.is_current:
+                raise KeyError("schema")
+            return tuple(MapRecord.from_json(facts) for facts in self.record["maps"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise OutputError(
+                f"{self.folder / RUN_JSON}: not written by this version of the program (schema {SCHEMA}); "
+                "run the slide again with --overwrite"
+            ) from error
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Names of the targets: the channels of each map."""
+        return tuple(target["name"] for target in self.record["targets"])
+
+    @property
+    def target_indices(self) -> tuple[int, ...]:
+        """Indices of the targets among the classifier's logits."""
+        return tuple(target["index"] for target in self.record["targets"])
+
+    def files(self, spec: MapSpec | None = None) -> MapFiles:
+        """Return the names of a map's files; of the first map if none is named."""
+        specs = [found.spec for found in self.maps]
+        return MapFiles.of(specs)[spec or specs[0]]
+
+    def heatmap(self, spec: MapSpec | None = None) -> Heatmap:
+        """Open a map, or the first one.
+
+        Raises
+        ------
+        OutputError
+            If it is not there.
+        """
+        return Heatmap.open(self.folder / self.files(spec).ome_zarr)
+
+    def tiles(self) -> list[dict[str, str]]:
+        """Read ``tiles.csv``: a row for each patch, by columns."""
+        with (self.folder / TILES).open(newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+
+    def tile_probabilities(self, class_name: str) -> tuple[list[list[float]], list[float]]:
+        """Read the boxes ``x, y, w, h`` of all patches, level-0 pixels, and the probabilities of a class."""
+        rows, column = self.tiles(), probability_column(class_name)
+        return [[float(row[key]) for key in "xywh"] for row in rows], [float(row[column]) for row in rows]
+
+    def has(self, settings: RunSettings) -> bool:
+        """Whether the maps and targets that settings ask for are all there, as far as names can tell."""
+        wanted = asked_maps(settings)
+        there = {
+            (name, found.spec.method, found.spec.attribution)
+            for found in self.maps
+            for name in (found.spec.layer, *found.asked_as)
+        }
+        return self.has_targets(settings) and there.issuperset(wanted)
+
+    def has_targets(self, settings: RunSettings) -> bool:
+        """Whether the targets that settings ask for are those of the result."""
+        if list(settings.targets) == self.record["settings"].get("targets"):
+            return True
+        known = {str(target[k]).casefold() for target in self.record["targets"] for k in ("name", "index")}
+        return bool(settings.targets) and known.issuperset(t.strip().casefold() for t in settings.targets)
+
+
+def asked_maps(settings: RunSettings) -> set[tuple[str, str, str]]:
+    """Return the maps that settings ask for: layer as it was named, method, attribution."""
+    return {
+        (layer, method, attribution)
+        for attribution in settings.attributions
+        for method in settings.methods
+        for layer in settings.layers or [default_layer(attribution)]
+    }
+
+
+def write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    """Write ``run.json``; it comes last.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    text = json.dumps({"schema": SCHEMA, "status": COMPLETE, **record}, indent=2, allow_nan=False)
+    with writing(folder / RUN_JSON):
+        (folder / RUN_JSON).write_text(text + "\n", encoding="utf-8")
+
+
+def differences(
+    result: Result,
+    slide: Path,
+    settings: RunSettings,
+    weights: Mapping[str, str | None] | None = None,
+) -> tuple[str, ...]:
+    """Say in what an existing result differs from what is asked now, maps apart, a few words each.
+
+    Parameters
+    ----------
+    result
+        What is there.
+    slide, settings
+        What is asked now.
+    weights
+        Hashes of the weights that would explain the slide now, by their keys in the record's ``model``; None
+        if they are not loaded, and then not compared. A hash that is None is not compared.
+    """
+    if not result.is_current:
+        return ("another version of the program",)
+    record = result.record
+    before, now = RunSettings().to_json() | record["settings"], settings.to_json()
+    words = [
+        f"{name.replace('_', '-')} {_shown(before[name])} (now {_shown(value)})"
+        for name, value in now.items()
+        if name not in _WITHOUT_EFFECT and value != before[name]
+    ]
+    if not result.has_targets(settings):
+        words.append(f"target {', '.join(result.targets)} (now {_shown(now['targets'])})")
+    for name, value in (weights or {}).items():
+        known = record.get("model", {}).get(name)
+        if value != known and not (name == SURROGATE_HASH and None in (value, known)):
+            words.append("another surrogate" if name == SURROGATE_HASH else "other weights")
+    facts = record.get("slide", {})
+    if slide.name != facts.get("name") or (slide.is_file() and slide.stat().st_size != facts.get("bytes")):
+        words.append("another slide file")
+    return tuple(words)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ",".join(map(str, value)) or "default"
+    return "default" if value is None else str(value)
+
+
+@contextmanager
+def tile_table(path: Path, columns: Sequence[str]) -> Iterator[WriteRow]:
+    """Start a table of patches; yields the function that writes a row.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    with ExitStack() as stack:
+        with writing(path):
+            file = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
+        rows = csv.writer(file)
+
+        def write(row: Sequence[object]) -> None:
+            with writing(path):
+                rows.writerow(row)
+
+        write(columns)
+        yield write
+        with writing(path):
+            file.close()
