@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import nn
 
 from wsi_saliency import phase_stability
 from wsi_saliency.errors import SettingsError
-from wsi_saliency.evaluation.candidates import candidates, explain_all
+from wsi_saliency.evaluation.maps import compared_maps, explain_all, kind_of
 from wsi_saliency.evaluation.phase import (
     Surroundings,
     agreement,
@@ -18,8 +19,10 @@ from wsi_saliency.evaluation.phase import (
     coarse_moves,
     measure_phase,
     moves_of,
+    phase_cost,
 )
 from wsi_saliency.evaluation.results import MapKind, Phase, Scored, with_phase
+from wsi_saliency.saliency.network import Network
 
 SMOOTH = ("backward-hook", "centred-hook")
 
@@ -119,24 +122,38 @@ def test_images_that_cannot_be_moved(h, w):
 # -------------------------------------------------------------------------------------------- moves
 
 
-@pytest.mark.parametrize(("total", "step", "n"), [(32, 8, 15), (16, 4, 15), (2, 1, 3), (1, 1, 0), (6, 1, 35)])
-def test_moves_are_multiples_below_the_total_stride(total, step, n):
-    moves = coarse_moves(total)
+@pytest.mark.parametrize(
+    ("total", "reduction", "step", "n"),
+    [
+        *((32, reduction, 8, 15) for reduction in (1, 2, 4, 8)),
+        (32, 16, 16, 3),
+        (32, 32, 32, 0),
+        (16, 1, 4, 15),
+        (36, 6, 12, 8),  # whole cells, not a quarter
+        (2, 1, 1, 3),
+        (1, 1, 1, 0),
+        (6, 1, 1, 35),
+    ],
+)
+def test_moves_are_multiples_below_the_total_stride(total, reduction, step, n):
+    moves = coarse_moves(total, reduction)
     assert moves.shape == (n, 2)
     assert len({tuple(move) for move in moves.tolist()}) == n
     assert (0, 0) not in {tuple(move) for move in moves.tolist()}
     assert (moves % step == 0).all()
+    assert (moves % reduction == 0).all()
     assert (moves < total).all()
 
 
 def test_each_move_is_made_equally_often():
-    drawn = moves_of(30, 32, 4, seed=3)
+    drawn = moves_of(30, 32, 1, 4, seed=3)
     assert drawn.shape == (30, 4, 2)
     times = np.unique(drawn.reshape(-1, 2), axis=0, return_counts=True)[1]
     assert times.tolist() == [8] * 15
     assert (drawn[0] != drawn[1]).any()
-    assert moves_of(4, 32, 99).shape == (4, 15, 2)
-    assert moves_of(4, 1).shape == (4, 0, 2)
+    assert moves_of(4, 32, 1, 99).shape == (4, 15, 2)
+    assert moves_of(4, 32, 16).shape == (4, 3, 2)
+    assert moves_of(4, 1, 1).shape == (4, 0, 2)
 
 
 def test_the_border_is_a_total_stride_but_of_a_small_patch():
@@ -154,31 +171,13 @@ def slow(a, b, x, y, cut):
     return np.corrcoef(np.array(pairs).T)[0, 1]
 
 
-@pytest.mark.parametrize(("x", "y"), [(0, 1), (2, 0), (3, 1), (-1, 2), (-2, -3)])
+@pytest.mark.parametrize(("x", "y"), [(0, 0), (0, 1), (2, 0), (3, 1), (-1, 2), (-2, -3)])
 def test_maps_are_moved_back_by_whole_cells(x, y):
     rng = np.random.default_rng(0)
     a = rng.normal(size=(2, 13, 12))
     b = np.roll(a, (-y, -x), (1, 2)) + 0.5 * rng.normal(size=a.shape)
     found = agreement(a, b, np.array([(8 * x, 8 * y)] * 2), 8, 9)
     np.testing.assert_allclose(found, [slow(*pair, x, y, 2) for pair in zip(a, b, strict=True)])
-
-
-@pytest.mark.parametrize(("x", "y"), [(0.5, 0), (0, 0.25), (1.5, 0.75), (-0.5, 1), (-1.25, -0.5)])
-def test_between_cells_maps_are_interpolated(x, y):
-    rows, columns = np.arange(13.0)[:, None], np.arange(12.0)
-    field = 3 * rows + 2 * columns + rows * columns
-    moved = 3 * (rows + y) + 2 * (columns + x) + (rows + y) * (columns + x)
-    found = agreement(field[None], moved[None], np.array([(16 * x, 16 * y)]), 16, 0)
-    np.testing.assert_allclose(found, 1)
-
-
-def test_both_maps_are_blurred_alike_between_cells():
-    rng = np.random.default_rng(1)
-    a, b = rng.normal(size=(2, 1, 12, 12))
-    for x, y in ((4, 0), (4, -4), (12, 20)):
-        there = agreement(a, b, np.array([(x, y)]), 16, 0)
-        back = agreement(b, a, np.array([(-x, -y)]), 16, 0)
-        np.testing.assert_allclose(there, back)
 
 
 def test_the_border_does_not_count():
@@ -191,7 +190,8 @@ def test_the_border_does_not_count():
 
 def test_too_few_cells_and_constant_maps_have_no_figure():
     a = np.random.default_rng(0).normal(size=(1, 8, 8))
-    assert math.isnan(agreement(a, a, np.array([(48, 48)]), 8, 0)[0])
+    for far in (48, 64, 800, -48, -64, -800):
+        assert math.isnan(agreement(a, a, np.array([(far, far)]), 8, 0)[0])
     assert math.isnan(agreement(a, a, np.array([(0, 0)]), 8, 64)[0])
     assert math.isnan(agreement(a, np.ones_like(a), np.array([(8, 0)]), 8, 0)[0])
 
@@ -213,35 +213,47 @@ def test_patches_move_to_where_there_is_room():
         assert torch.equal(window, image[:, y : y + 32, x : x + 32])
 
 
-def test_all_candidates_and_their_blurs_are_measured():
+def test_all_maps_and_their_blurs_are_measured():
+    net = two_strides()
+    around = surroundings([(0, 0), (4, 0), (2, 3), (1, 1)], [True, True, True, False], total=4, side=44)
+    patches, target = around.moved(np.zeros((4, 2), int))[0], torch.zeros(4, dtype=torch.long)
+    network = Network.of(
+        net, compared_maps(["backward-hook"], ["gradient"], ["1", "input", "3"]), patches[:1]
+    )
+    explained, _ = explain_all(network, patches, target, 3)
+    seen = []
+    phase = measure_phase(network, explained, around, target, 3, moves=2, seed=5, progress=seen.append)
+    assert sum(seen) == phase_cost(network, 4, 4, 2) == 2 * 4 * 4
+    kinds = [kind_of(network, spec) for spec in network.maps]
+    # at the last layer a cell is as large as the total stride
+    assert [found.kind for found in phase] == [kind for kind in explained if kind.layer != "3"]
+    assert {found.kind for found in phase} >= {*kinds[:4], replace(kinds[1], control="blurred-none")}
+    for found in phase:
+        assert found.correlation.shape == (4, 2)
+        assert np.isnan(found.correlation[3]).all()  # beyond the slide
+        assert (np.abs(found.correlation[:3]) <= 1).all()
+    for found in phase:
+        assert (found.moves == moves_of(4, 4, found.kind.reduction, 2, 5)).all()
+
+    # the first patch stands in the corner of its image, as the function has them
+    alone = phase_stability_of_one(net, around.images[:1], moves_of(4, 4, 1, 2, 5)[:1, 0])
+    by_kind = {found.kind: found for found in phase}
+    assert by_kind[kinds[2]].correlation[0, 0] == pytest.approx(alone, abs=1e-4)
+
+
+def two_strides():
     net = nn.Sequential(
         nn.Conv2d(3, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, 4, 3, 2, 1), nn.ReLU(), nn.Flatten(2), Mean()
     )
     torch.manual_seed(0)
     for p in net.parameters():
         nn.init.normal_(p, std=0.3)
-    net.eval()
-    around = surroundings([(0, 0), (4, 0), (2, 3), (1, 1)], [True, True, True, False], total=4, side=44)
-    patches, target = around.moved(np.zeros((4, 2), int))[0], torch.zeros(4, dtype=torch.long)
-    compared = candidates(net, patches[:1], ["none", "backward-hook"], ["gradient"], ["input", "1"])
-    explained, _ = explain_all(compared, patches, target, 3)
-    seen = []
-    phase = measure_phase(compared, explained, around, target, 3, moves=2, seed=5, progress=seen.append)
-    assert sum(seen) == 2 * 4 * len(compared)
-    kinds = [c.kind for c in compared]
-    blurs = [MapKind("backward-hook", "gradient", *at, "blurred-none") for at in (("input", 1), ("1", 2))]
-    assert {found.kind for found in phase} == {*kinds, *blurs}
-    for found in phase:
-        assert found.correlation.shape == (4, 2)
-        assert np.isnan(found.correlation[3]).all()  # beyond the slide
-        assert (np.abs(found.correlation[:3]) <= 1).all()
-    moves = moves_of(4, 4, 2, 5)
-    assert all((found.moves == moves).all() for found in phase)
+    return net.eval()
 
-    # the first patch stands in the corner of its image, as the function has them
-    alone = phase_stability_of_one(net, around.images[:1], moves[:1, 0])
-    by_kind = {found.kind: found for found in phase}
-    assert by_kind[compared[0].kind].correlation[0, 0] == pytest.approx(alone, abs=1e-4)
+
+def test_where_a_cell_is_as_large_as_the_total_stride_there_is_no_figure():
+    assert phase_stability(two_strides(), noise(2, 44), "3", 0).isnan().all()
+    assert not phase_stability(two_strides(), noise(2, 44), "1", 0, "gradient").isnan().any()
 
 
 class Mean(nn.Module):

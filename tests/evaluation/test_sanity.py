@@ -20,7 +20,7 @@ from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError
 from wsi_saliency.evaluation.correlation import spearman
 from wsi_saliency.evaluation.results import SanityStage
-from wsi_saliency.evaluation.sanity import Stage, cascade, randomised, stages
+from wsi_saliency.evaluation.sanity import Part, cascade, parts_of, randomised
 from wsi_saliency.saliency.patches import explain_patches
 
 STAGES = {
@@ -74,13 +74,13 @@ def calls_of(model, names, x):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_every_module_with_weights_is_in_one_stage_and_those_run_from_the_stem_to_the_head(name):
+def test_every_module_with_weights_is_in_one_part_and_those_run_from_the_stem_to_the_head(name):
     model = network(name)
     before = state_of(model)
-    found = stages(model, images(1))
+    found = parts_of(model, images(1))
     assert_untouched(model, before)
-    assert [stage.name for stage in found] == STAGES[name]
-    modules = [module for stage in found for module in stage.modules]
+    assert [part.name for part in found] == STAGES[name]
+    modules = [module for part in found for module in part.modules]
     assert sorted(modules) == sorted(weighted(model))
     calls = calls_of(model, modules, images(1))
     for later, earlier in itertools.pairwise(found):
@@ -88,12 +88,12 @@ def test_every_module_with_weights_is_in_one_stage_and_those_run_from_the_stem_t
 
 
 def test_the_head_is_what_comes_after_the_last_features():
-    assert stages(network("tf_efficientnet_lite0"), images(1))[0].modules == (
+    assert parts_of(network("tf_efficientnet_lite0"), images(1))[0].modules == (
         "conv_head",
         "bn2",
         "classifier",
     )
-    assert stages(network("vgg16_bn"), images(1))[0].modules == (
+    assert parts_of(network("vgg16_bn"), images(1))[0].modules == (
         "pre_logits.fc1",
         "pre_logits.fc2",
         "head.fc",
@@ -101,13 +101,13 @@ def test_the_head_is_what_comes_after_the_last_features():
 
 
 def test_a_sequence_is_cut_where_its_resolution_changes():
-    found = stages(random_net(), torch.zeros(1, 3, 64, 64).double())
+    found = parts_of(random_net(), torch.zeros(1, 3, 64, 64).double())
     assert found == [
-        Stage("head", ("11",)),
-        Stage("8", ("7",)),
-        Stage("6", ("5",)),
-        Stage("4", ("2", "3")),
-        Stage("1", ("0",)),
+        Part("head", ("11",)),
+        Part("8", ("7",)),
+        Part("6", ("5",)),
+        Part("4", ("2", "3")),
+        Part("1", ("0",)),
     ]
 
 
@@ -131,11 +131,11 @@ class OddNet(nn.Module):
 
 
 def test_weights_that_are_shared_or_used_by_others():
-    found = stages(OddNet().eval(), torch.zeros(1, 3, 32, 32))
+    found = parts_of(OddNet().eval(), torch.zeros(1, 3, 32, 32))
     assert found == [
-        Stage("head", ("head", "")),
-        Stage("around", ("twice", "around.inside")),  # what is called twice can be no layer
-        Stage("norm", ("stem", "norm")),
+        Part("head", ("head", "")),
+        Part("around", ("twice", "around.inside")),  # what is called twice can be no layer
+        Part("norm", ("stem", "norm")),
     ]
 
 
@@ -143,9 +143,9 @@ def own_state(model, names):
     return [t for name in names for t in model.get_submodule(name).parameters(recurse=False)]
 
 
-def test_stages_become_random_one_after_the_other_and_the_model_stays():
+def test_parts_become_random_one_after_the_other_and_the_model_stays():
     model, pictures = network("resnet18"), images()
-    parts = stages(model, pictures[:1])
+    parts = parts_of(model, pictures[:1])
     before, state = state_of(model), torch.get_rng_state()
     done = list(randomised(model, parts, pictures, seed=3))
     assert torch.equal(torch.get_rng_state(), state)
@@ -164,7 +164,7 @@ def test_stages_become_random_one_after_the_other_and_the_model_stays():
         assert random.get_submodule(parts[i].modules[0]).weight.std() > 1e-3
 
 
-def test_a_seed_gives_its_own_weights_and_each_stage_others():
+def test_a_seed_gives_its_own_weights_and_each_part_others():
     net, x = random_net(), images().double()
     alike = nn.Sequential(
         net[0], nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), *net[9:11], nn.Linear(8, 3)
@@ -172,7 +172,7 @@ def test_a_seed_gives_its_own_weights_and_each_stage_others():
     alike = alike.double().eval()
 
     def weights(seed):
-        *_, (_, random) = randomised(alike, stages(alike, x), x, seed)
+        *_, (_, random) = randomised(alike, parts_of(alike, x), x, seed)
         return [random[i].weight for i in (1, 2, 5)]
 
     first, again, other = weights(0), weights(0), weights(1)
@@ -193,14 +193,14 @@ def test_parameters_that_nobody_resets_are_permuted():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), HalfReset()).eval()
     model.scale = nn.Parameter(torch.randn(4, 5))
-    *_, (_, random) = randomised(model, stages(model, images()), images())
+    *_, (_, random) = randomised(model, parts_of(model, images()), images())
     assert not torch.equal(random.scale, model.scale)
     assert torch.equal(random.scale.flatten().sort()[0], model.scale.flatten().sort()[0])
     assert sorted(random[3].gain.tolist()) == [0, 1, 2]
     assert not set(random[3].weight.flatten().tolist()) & set(model[3].weight.flatten().tolist())
 
 
-def test_batch_norm_of_random_stages_has_the_statistics_of_the_images():
+def test_batch_norm_of_random_parts_has_the_statistics_of_the_images():
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.Conv2d(4, 5, 3, 2), nn.BatchNorm2d(5, momentum=0.3),
@@ -213,7 +213,7 @@ def test_batch_norm_of_random_stages_has_the_statistics_of_the_images():
         nn.init.normal_(model[i].bias)
         assert model[i].num_features == channels
     x = images(5)
-    random = dict(randomised(model.eval(), stages(model, x), x))["3"]
+    random = dict(randomised(model.eval(), parts_of(model, x), x))["3"]
     with torch.no_grad():
         seen = random[2](model[1](model[0](x)))
     torch.testing.assert_close(random[3].running_mean, seen.mean((0, 2, 3)))
@@ -223,7 +223,7 @@ def test_batch_norm_of_random_stages_has_the_statistics_of_the_images():
     assert random[3].momentum == 0.3
     assert not random[3].training
     assert torch.equal(random[1].running_mean, model[1].running_mean)
-    lowest = dict(randomised(model, stages(model, x), x))["1"]
+    lowest = dict(randomised(model, parts_of(model, x), x))["1"]
     assert not torch.equal(lowest[3].running_mean, random[3].running_mean)
 
 
@@ -233,7 +233,7 @@ def test_statistics_of_many_images_are_the_mean_over_passes():
         nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1)
     ).eval()
     x = images(17, 16)
-    *_, (_, random) = randomised(model, stages(model, x), x)
+    *_, (_, random) = randomised(model, parts_of(model, x), x)
     with torch.no_grad():
         seen = random[0](x)
     torch.testing.assert_close(
@@ -244,7 +244,7 @@ def test_statistics_of_many_images_are_the_mean_over_passes():
 @pytest.mark.parametrize("name", ["resnet18", "tf_efficientnet_lite0", "densenet121"])
 def test_logits_stay_finite_and_tell_images_apart(name):
     model, x = network(name), images()
-    for _, random in randomised(model, stages(model, x), x):
+    for _, random in randomised(model, parts_of(model, x), x):
         with torch.no_grad():
             logits = random(x)
         assert logits.isfinite().all()
@@ -258,7 +258,7 @@ def test_a_network_that_cannot_be_copied_is_refused():
     model.lock = threading.Lock()
     x = images(1).double()
     with pytest.raises(ModelError, match="--sanity"):
-        next(randomised(model, stages(model, x), x))
+        next(randomised(model, parts_of(model, x), x))
 
 
 maps = arrays(np.float32, (3, 4, 5), elements=st.integers(-3, 3))
@@ -303,10 +303,10 @@ def test_a_map_of_the_weights_changes_down_the_cascade_and_one_of_the_image_does
         return maps.max((1, 2)), maps.min((1, 2))
 
     steps = cascade(model, x, by_weights, score, seed=1)
-    assert [step.module for step in steps] == [None, *(stage.name for stage in stages(model, x))]
+    assert [step.module for step in steps] == [None, *(part.name for part in parts_of(model, x))]
     np.testing.assert_array_equal(steps[0].spearman, 1)
     assert abs(steps[-1].spearman).mean() < 0.5
-    randoms = [model, *(net for _, net in randomised(model, stages(model, x), x, 1))]
+    randoms = [model, *(net for _, net in randomised(model, parts_of(model, x), x, 1))]
     for step, net in zip(steps, randoms, strict=True):
         np.testing.assert_array_equal(step.insertion, by_weights(net).max((1, 2)))
         np.testing.assert_array_equal(step.deletion, by_weights(net).min((1, 2)))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from tests.helpers.slides import noise, section, write_svs
-from wsi_saliency.evaluation.stability import CanvasBox, GridStability, PatchMaps, _Lattice, busiest_region
+from wsi_saliency.evaluation.stability import CanvasBox, GridStability, _Lattice, busiest_region
 from wsi_saliency.geometry import Canvas, Size
 from wsi_saliency.saliency.layers import LayerGeometry
 from wsi_saliency.slides.opening import open_slide
@@ -79,11 +79,17 @@ def slide(tmp_path_factory):
 
 
 def stability(maps, overlap=0.5, tissue=EVERYWHERE, most_pixels=400_000, canvas=CANVAS, move=None):
-    return GridStability(tissue, canvas, maps, PATCH, overlap, most_pixels, move)
+    """Grid stability of maps by name: what explains patches by them, and their layer."""
+
+    def explain(patches, names):
+        return {name: maps[name][0](patches) for name in names}
+
+    layers = {name: layer for name, (_, layer) in maps.items()}
+    return GridStability(tissue, canvas, layers, explain, PATCH, overlap, most_pixels, move)
 
 
 def measured(slide, explain, geometry, **how):
-    return stability({"it": PatchMaps(explain, geometry)}, **how).measure(slide)["it"]
+    return stability({"it": (explain, geometry)}, **how).measure(slide)["it"]
 
 
 # -- the region ------------------------------------------------------------------------------------------
@@ -177,7 +183,7 @@ def reference(slide, test, geometry, explain, stride, shift):
 )
 def test_equals_the_definition(slide, overlap, stride, move, shift):
     geometry = layer(7, cells=9, centre=2.5)
-    test = stability({"it": PatchMaps(odd, geometry)}, overlap, blobs(), most_pixels=62_500, move=move)
+    test = stability({"it": (odd, geometry)}, overlap, blobs(), most_pixels=62_500, move=move)
     expected, cells = reference(slide, test, geometry, odd, stride, shift)
     assert cells > 200
     assert test.measure(slide)["it"] == pytest.approx(expected, abs=1e-6)
@@ -224,10 +230,10 @@ def test_more_overlap_averages_chance_out(slide):
 
 def test_maps_of_several_layers_together_are_what_they_are_alone(slide):
     maps = {
-        ("means", 4): PatchMaps(lambda p: means(4)(p) + 20 * fixed(4)(p), layer(4)),
-        ("means", 8): PatchMaps(lambda p: means(8)(p) + 20 * fixed(8)(p), layer(8)),
-        ("pattern", 8): PatchMaps(fixed(8), layer(8)),
-        ("odd", 7): PatchMaps(odd, layer(7, cells=9)),
+        ("means", 4): (lambda p: means(4)(p) + 20 * fixed(4)(p), layer(4)),
+        ("means", 8): (lambda p: means(8)(p) + 20 * fixed(8)(p), layer(8)),
+        ("pattern", 8): (fixed(8), layer(8)),
+        ("odd", 7): (odd, layer(7, cells=9)),
     }
     together = stability(maps, tissue=blobs()).measure(slide)
     for key, one in maps.items():
@@ -236,21 +242,23 @@ def test_maps_of_several_layers_together_are_what_they_are_alone(slide):
 
 
 def test_patches_are_read_once_for_all_maps_on_a_grid_and_counted_beforehand(slide, monkeypatch):
-    seen, reads = [], []
+    asked, reads = [], []
     read = type(slide).read
     monkeypatch.setattr(type(slide), "read", lambda self, *a: reads.append(a) or read(self, *a))
 
-    def watched(patches):
-        seen.append(len(patches))
-        return means(8)(patches)
+    def explain(patches, names):
+        asked.append((len(patches), list(names)))
+        return dict.fromkeys(names, means(8)(patches))
 
     def count(*names):
-        seen.clear(), reads.clear()
-        test = stability({name: PatchMaps(watched, layer()) for name in names}, most_pixels=90_000)
+        asked.clear(), reads.clear()
+        layers = dict.fromkeys(names, layer())
+        test = GridStability(EVERYWHERE, CANVAS, layers, explain, PATCH, 0.5, 90_000)
         told = []
-        expected = test.patches
+        expected = test.cost
         test.measure(slide, workers=2, progress=told.append)
-        assert sum(told) == sum(seen) == expected
+        assert sum(told) == sum(n * len(together) for n, together in asked) == expected
+        assert all(together == list(names) for _, together in asked)
         return expected, len(reads)
 
     patches, reads_of_one = count("a")
@@ -262,9 +270,9 @@ def test_patches_are_read_once_for_all_maps_on_a_grid_and_counted_beforehand(sli
 def test_patches_without_compared_cells_are_not_explained():
     mask = np.zeros((70, 90), bool)
     mask[30:45, 40:55] = True  # 120 × 120 canvas pixels: 15 × 15 cells
-    test = stability({"it": PatchMaps(means(8), layer())}, tissue=TissueMask(mask, 10.0, 10.0))
-    assert test.patches < 80
-    assert test.patches < stability({"it": PatchMaps(means(8), layer())}).patches / 4
+    test = stability({"it": (means(8), layer())}, tissue=TissueMask(mask, 10.0, 10.0))
+    assert test.cost < 80
+    assert test.cost < stability({"it": (means(8), layer())}).cost / 4
 
 
 def nothing(patches):
@@ -281,8 +289,8 @@ def nothing(patches):
     ],
 )
 def test_nothing_is_explained_where_nothing_can_be_said(slide, geometry, how):
-    test = stability({"it": PatchMaps(nothing, geometry)}, **how)
-    assert test.patches == 0
+    test = stability({"it": (nothing, geometry)}, **how)
+    assert test.cost == 0
     assert math.isnan(test.measure(slide)["it"])
 
 

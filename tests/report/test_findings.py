@@ -17,8 +17,8 @@ from tests.helpers.evaluations import (
     shifted,
     with_an_unchanged_map,
 )
-from wsi_saliency.evaluation.comparison import compare
 from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, Scored
+from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.report.findings import findings
 
 WIDE = Shape(METHODS[:3], ATTRIBUTIONS[:2], LAYERS[2:4], patches=30, steps=7, extras=True)

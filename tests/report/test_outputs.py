@@ -21,8 +21,8 @@ from tests.helpers.evaluations import (
     with_an_unchanged_map,
 )
 from wsi_saliency.errors import OutputError
-from wsi_saliency.evaluation.comparison import compare
 from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, SanityStage
+from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.evaluation.statistics import paired, summary, verdict
 from wsi_saliency.report.findings import findings
 from wsi_saliency.report.outputs import metrics_csv, write_report

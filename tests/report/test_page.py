@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.evaluations import ATTRIBUTIONS, LAYERS, METHODS, Shape, made_evaluation
-from wsi_saliency.evaluation.comparison import compare
+from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.report.outputs import write_report
 from wsi_saliency.report.page import page as evaluation_page
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from wsi_saliency.evaluation.comparison import Difference
+from wsi_saliency.evaluation.rivals import Difference
 from wsi_saliency.evaluation.statistics import summary
 from wsi_saliency.report.parts import (
     Cell,

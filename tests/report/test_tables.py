@@ -14,8 +14,8 @@ from tests.helpers.evaluations import (
     made_evaluation,
     with_an_unchanged_map,
 )
-from wsi_saliency.evaluation.comparison import compare
 from wsi_saliency.evaluation.results import Localised
+from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.evaluation.statistics import summary
 from wsi_saliency.report import tables
 from wsi_saliency.report.parts import Table, mean_cell

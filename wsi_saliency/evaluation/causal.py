@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.evaluation.metrics import upsampled
+from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import probabilities, standard_logits
-from wsi_saliency.saliency.engine import eval_mode, working_copy
 from wsi_saliency.saliency.folding import try_out
+from wsi_saliency.saliency.network import eval_mode, working_copy
 from wsi_saliency.saliency.patches import check_images, targets_for
 from wsi_saliency.saliency.smoothing import smoothed
 from wsi_saliency.settings import SUBSTRATES
@@ -113,7 +114,7 @@ class CausalScorer:
         insertion_from: Substrate | Tensor = "blur",
         batch_size: int | None = None,
         output: Output | None = None,
-        method: Method = "none",
+        method: Method = PLAIN,
         surrogate: Surrogate | None = None,
     ) -> None:
         self._step = _checked_step(images, step)

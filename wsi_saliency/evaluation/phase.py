@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,28 +19,31 @@ import torch
 from torch import Tensor
 
 from wsi_saliency.errors import SettingsError
-from wsi_saliency.evaluation.candidates import explain_all
 from wsi_saliency.evaluation.correlation import pearson
+from wsi_saliency.evaluation.maps import explain_all
 from wsi_saliency.evaluation.results import Phase
 from wsi_saliency.evaluation.statistics import mean_of_known
-from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.layers import find_layer, measure, total_stride
+from wsi_saliency.saliency.network import eval_mode
 from wsi_saliency.saliency.patches import PatchExplainer, check_images
 from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_LAYER, DEFAULT_METHOD
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import nn
 
-    from wsi_saliency.evaluation.candidates import Candidate, Explained
+    from wsi_saliency.evaluation.maps import Explained
     from wsi_saliency.evaluation.results import Floats, MapKind
+    from wsi_saliency.mapspec import MapSpec
+    from wsi_saliency.saliency.network import Network
     from wsi_saliency.saliency.surrogate import Surrogate
     from wsi_saliency.settings import Attribution, Method, Precision
 
     Whole = NDArray[np.int64]
+    _Map = NDArray[np.floating]
 
 MOVES = 4
 """Moves of each patch."""
@@ -52,19 +55,34 @@ _STEPS = 4  # the coarse set of moves: multiples of the total stride over so man
 _SIDES = 6  # the border is at most one part of a patch in so many
 
 
-def coarse_moves(total: int) -> Whole:
-    """Return the moves (M, 2), (x, y) in pixels, by multiples of a quarter of the total stride below it."""
-    steps = np.arange(0, total, max(1, total // _STEPS))
+def coarse_moves(total: int, reduction: int) -> Whole:
+    """Return the moves (M, 2), (x, y) in pixels, by whole cells of a layer; none where there are none.
+
+    They are multiples, below the total stride, of a quarter of it or of a cell, whichever is more. By less
+    than a cell, maps would have to be interpolated to be compared, which makes smooth ones look steady.
+
+    Parameters
+    ----------
+    total
+        The network's total stride, pixels; a multiple of the reduction.
+    reduction
+        Pixels per cell of the layer.
+    """
+    steps = np.arange(0, total, _step(total, reduction))
     x, y = np.meshgrid(steps, steps)
     return np.stack([x.ravel(), y.ravel()], 1)[1:]  # but for no move at all
 
 
-def moves_of(n: int, total: int, moves: int = MOVES, seed: int = 0) -> Whole:
+def _step(total: int, reduction: int) -> int:
+    return -(-max(1, total // _STEPS) // reduction) * reduction
+
+
+def moves_of(n: int, total: int, reduction: int, moves: int = MOVES, seed: int = 0) -> Whole:
     """Draw moves for each of ``n`` patches, (n, K, 2): other ones for each, and all equally often.
 
     K is ``moves``, or as many as `coarse_moves` has.
     """
-    coarse, rng = coarse_moves(total), np.random.default_rng(seed)
+    coarse, rng = coarse_moves(total, reduction), np.random.default_rng(seed)
     each = min(moves, len(coarse))
     rounds = -(-n * each // len(coarse)) if each else 0
     order = np.concatenate([np.empty(0, int), *(rng.permutation(len(coarse)) for _ in range(rounds))])
@@ -79,7 +97,7 @@ class Surroundings:
     Parameters
     ----------
     images
-        (N, 3, P + S, P + S) normalised floats on the networks' device.
+        (N, 3, P + S, P + S) normalised floats on the network's device.
     corners
         (N, 2): where in its image each patch begins, (x, y) in whole pixels, 0 to S.
     known
@@ -112,8 +130,14 @@ class Surroundings:
         )
 
 
+def phase_cost(network: Network, n: int, total: int, moves: int = MOVES) -> int:
+    """Return how many maps `measure_phase` makes of ``n`` patches, where the total stride is ``total``."""
+    reductions = [network.geometry[spec].reduction for spec in network.maps]
+    return n * sum(min(moves, len(coarse_moves(total, reduction))) for reduction in reductions)
+
+
 def measure_phase(
-    compared: Sequence[Candidate],
+    network: Network,
     explained: Mapping[MapKind, Explained],
     surroundings: Surroundings,
     target: Tensor,
@@ -123,37 +147,48 @@ def measure_phase(
     seed: int = 0,
     progress: Callable[[int], object] | None = None,
 ) -> list[Phase]:
-    """Measure the phase stability of all candidates' maps, and of the blurs that are as smooth.
+    """Measure the phase stability of all of a network's maps, and of the blurs that are as smooth.
+
+    Those at layers that cannot be moved by whole cells are left out.
 
     Parameters
     ----------
-    compared
-        What `candidates` has made.
+    network
+        What makes the maps that are compared.
     explained
         What `explain_all` has found for the patches where they are.
     surroundings
         The patches, and what is around them.
     target
-        (N,) int64 on the networks' device.
+        (N,) int64 on the network's device.
     batch
         Images per pass.
     moves, seed
         Moves of each patch, and the seed of their draw.
     progress
-        Called with the number of images explained since the last call: N for each candidate and move.
+        Called with the number of maps made since the last call; `phase_cost` in all.
     """
-    total, n = surroundings.total_stride, len(surroundings.images)
-    drawn = moves_of(n, total, moves, seed)
+    n, total = len(surroundings.images), surroundings.total_stride
     edge = border(surroundings.images.shape[-1] - total, total)
-    found: dict[MapKind, list[Floats]] = defaultdict(list)
-    for k in range(drawn.shape[1]):
-        images, moved = surroundings.moved(drawn[:, k])
-        there, _ = explain_all(compared, images, target, batch, progress)
-        for kind, maps in there.items():
-            reduction = kind.reduction or 1
-            alike = agreement(explained[kind].maps.numpy(), maps.maps.numpy(), moved, reduction, edge)
-            found[kind].append(np.where(surroundings.known, alike, math.nan))
-    return [Phase(kind, drawn, np.stack(columns, 1)) for kind, columns in found.items()]
+    found: dict[MapKind, Phase] = {}
+    for step, maps in _by_step(network, total).items():
+        drawn = moves_of(n, total, step, moves, seed)
+        alike: dict[MapKind, list[Floats]] = defaultdict(list)
+        for move in drawn.transpose(1, 0, 2):
+            images, moved = surroundings.moved(move)
+            there, _ = explain_all(replace(network, maps=maps), images, target, batch, progress)
+            for kind, other in there.items():
+                pair = explained[kind].maps.numpy(), other.maps.numpy()
+                column = agreement(*pair, moved, kind.reduction or 1, edge)
+                alike[kind].append(np.where(surroundings.known, column, math.nan))
+        found |= {kind: Phase(kind, drawn, np.stack(columns, 1)) for kind, columns in alike.items()}
+    return [found[kind] for kind in explained if kind in found]
+
+
+def _by_step(network: Network, total: int) -> dict[int, tuple[MapSpec, ...]]:
+    """Return the maps that are moved alike, by the step between their moves."""
+    steps = {spec: _step(total, network.geometry[spec].reduction) for spec in network.maps}
+    return {step: tuple(spec for spec in steps if steps[spec] == step) for step in sorted({*steps.values()})}
 
 
 def phase_stability(
@@ -175,8 +210,9 @@ def phase_stability(
     """Measure how alike the maps of a picture are, wherever it lies between the network's strides.
 
     With a total stride of S (32 for most networks), windows one S smaller are cut from each image: one at its
-    upper left corner, and others moved to the right and down by multiples of S/4 below S. The windows' maps
-    are compared where they show the same, but for the outermost S pixels of each window.
+    upper left corner, and others moved to the right and down by multiples, below S, of S/4, or of a cell if
+    that is more. The windows' maps are compared where they show the same, but for the outermost S pixels of
+    each window.
 
     Parameters
     ----------
@@ -186,7 +222,7 @@ def phase_stability(
         (N, 3, P + S, P + S) floats, normalised as the classifier wants them: patches of the size P that the
         classifier is meant for, and what is around them.
     moves, seed
-        Moves of each image, of the 15 that there are, and the seed of their draw.
+        Moves of each image, of the 15 that there are (3 where a cell is S/2), and the seed of their draw.
     baseline
         (3, P, P) or (1, 3, P, P), as in `explain_patches`.
 
@@ -195,7 +231,7 @@ def phase_stability(
     Tensor
         (N,) float64 on the CPU: Pearson's correlation of maps as `explain_patches` gives them (magnitudes for
         ``gradient``), mean over moves. 1 where the map moves with the picture; nan where a map is constant,
-        too few cells can be compared, or the total stride is 1.
+        too few cells can be compared, or a cell is no smaller than the total stride.
 
     Raises
     ------
@@ -231,7 +267,7 @@ def phase_stability(
     around = Surroundings(images, corners, np.ones(len(images), bool), total)
     plain, edge = maps(around.moved(corners)[0]), border(side, total)
     found = []
-    for move in moves_of(len(images), total, moves, seed).transpose(1, 0, 2):
+    for move in moves_of(len(images), total, reduction, moves, seed).transpose(1, 0, 2):
         windows, moved = around.moved(move)
         found.append(agreement(plain, maps(windows), moved, reduction, edge))
     return torch.from_numpy(mean_of_known(np.reshape(found, (-1, len(images))).T))
@@ -258,15 +294,12 @@ def agreement(
 ) -> Floats:
     """Correlate maps with those of moved patches, where they show the same tissue.
 
-    Where a move is no whole number of cells, both maps are interpolated linearly to the middle between their
-    cells, so that both are blurred alike.
-
     Parameters
     ----------
     maps, moved
         (N, h, w): of patches, and of the same patches moved.
     moves
-        (N, 2) pixels (x, y) by which the patches were moved to the right and down.
+        (N, 2) pixels (x, y) by which the patches were moved to the right and down, whole cells.
     reduction
         Pixels per cell.
     edge
@@ -278,32 +311,21 @@ def agreement(
     """
     cut = -(-edge // reduction)
     inner = np.s_[cut : maps.shape[1] - cut, cut : maps.shape[2] - cut]
+    cells = (moves // reduction).tolist()
     return np.array(
         [
-            _alike(*_aligned(a[inner], b[inner], x / reduction, y / reduction))
-            for a, b, (x, y) in zip(maps, moved, moves.tolist(), strict=True)
+            _alike(*_in_common(a[inner], b[inner], x, y))
+            for a, b, (x, y) in zip(maps, moved, cells, strict=True)
         ]
     )
 
 
-def _aligned(a: Floats, b: Floats, cells_x: float, cells_y: float) -> tuple[Floats, Floats]:
+def _in_common(a: _Map, b: _Map, cells_x: int, cells_y: int) -> tuple[_Map, _Map]:
     """Cut two maps, the second of a picture moved by so many cells, to what they have in common."""
-    a, b = _aligned_rows(a.astype(np.float64), b.astype(np.float64), cells_y)
-    a, b = _aligned_rows(a.T, b.T, cells_x)
-    return a.T, b.T
+    height, width = (max(0, n - abs(m)) for n, m in zip(a.shape, (cells_y, cells_x), strict=True))
+    a, b = a[max(0, cells_y) :, max(0, cells_x) :], b[max(0, -cells_y) :, max(0, -cells_x) :]
+    return a[:height, :width], b[:height, :width]
 
 
-def _aligned_rows(a: Floats, b: Floats, cells: float) -> tuple[Floats, Floats]:
-    whole = math.ceil(cells - 0.5)  # the nearest
-    if cells < whole:
-        b, a = _aligned_rows(b, a, -cells)
-        return a, b
-    if half := (cells - whole) / 2:  # row i + half of one lies where row i − whole − half of the other does
-        a, b = (1 - half) * a[:-1] + half * a[1:], (1 - half) * b[1:] + half * b[:-1]
-        whole += 1  # the other's rows begin with its second
-    common = max(0, len(a) - abs(whole))
-    return a[max(0, whole) :][:common], b[max(0, -whole) :][:common]
-
-
-def _alike(a: Floats, b: Floats) -> float:
+def _alike(a: _Map, b: _Map) -> float:
     return pearson(a, b) if a.size >= FEWEST_CELLS else math.nan

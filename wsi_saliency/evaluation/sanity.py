@@ -1,7 +1,7 @@
 """Sanity: whether a map changes when the classifier forgets what it has learnt.
 
 Cascading randomisation (Adebayo et al. 2018, "Sanity Checks for Saliency Maps"): the classifier is
-initialised anew from its head downwards, stage by stage, and explained again each time. A map that looks as
+initialised anew from its head downwards, part by part, and explained again each time. A map that looks as
 before when half of the weights are random says nothing about the weights.
 """
 
@@ -20,8 +20,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.evaluation.correlation import spearman
-from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.layers import feature_stages
+from wsi_saliency.saliency.network import eval_mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -36,13 +36,13 @@ _BATCH = 16  # images per pass where statistics are taken
 
 
 @dataclass(frozen=True)
-class Stage:
+class Part:
     """A part of a network that is initialised anew at a time.
 
     Parameters
     ----------
     name
-        The feature stage it ends with, or ``"head"``.
+        The feature stage that it ends with, or ``"head"``.
     modules
         Names of the modules with weights of their own that run in it, in the order in which they end.
     """
@@ -51,13 +51,13 @@ class Stage:
     modules: tuple[str, ...]
 
 
-def stages(model: nn.Module, sample: Tensor) -> list[Stage]:
+def parts_of(model: nn.Module, sample: Tensor) -> list[Part]:
     """Divide all modules with weights into the head and the feature stages, from the head downwards.
 
     The network is cut where its feature stages end: what ends after the last of them is the head, what ends
     before the first, the stem, belongs to that one. A module that is called several times belongs where it
     is called last; one that is never called, but whose weights may be used, to what it is a part of. So each
-    module with weights is in exactly one stage.
+    module with weights is in exactly one part.
 
     Parameters
     ----------
@@ -78,10 +78,10 @@ def stages(model: nn.Module, sample: Tensor) -> list[Stage]:
     for i, name in enumerate(ended):
         modules += ending[i]
         if name in cuts:
-            found.append(Stage(name, tuple(modules)))
+            found.append(Part(name, tuple(modules)))
             modules = []
-    found.append(Stage(HEAD, tuple(modules)))
-    return [stage for stage in reversed(found) if stage.modules]
+    found.append(Part(HEAD, tuple(modules)))
+    return [part for part in reversed(found) if part.modules]
 
 
 def _ended(model: nn.Module, sample: Tensor) -> list[str]:
@@ -114,25 +114,25 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def randomised(
-    model: nn.Module, parts: Sequence[Stage], images: Tensor, seed: int = 0
+    model: nn.Module, parts: Sequence[Part], images: Tensor, seed: int = 0
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield, for each stage, its name and a copy of the network that is random from the first stage to it.
+    """Yield, for each part, its name and a copy of the network that is random from the first part to it.
 
     A module is initialised by its own ``reset_parameters``. A parameter that this leaves as it was, or of a
     module without one, gets a random permutation of its values; so a learnt scale of single channels keeps
-    its size, and a single number its value. A stage that is random stays the same further on.
+    its size, and a single number its value. A part that is random stays the same further on.
 
     Batch normalisation gets weight 1, bias 0 and the statistics that its input has on ``images``. With mean
     0 and variance 1 in their place it would not normalise at all, and what comes out of the network would
     shrink or grow with its depth until all images gave one logit. Statistics are taken again with every
-    stage, for all that is above it gets another input; below, they stay as they were trained.
+    part, for all that is above it gets another input; below, they stay as they were trained.
 
     Parameters
     ----------
     model
         The network; it stays as it is, and so does PyTorch's random state.
     parts
-        As `stages` returns them.
+        As `parts_of` returns them.
     images
         (N, 3, H, W) normalised floats on the model's device.
     seed
@@ -144,15 +144,15 @@ def randomised(
         If the network cannot be copied.
     """
     current, names = model, list[str]()
-    for i, stage in enumerate(parts):
+    for i, part in enumerate(parts):
         current = _copied(current).eval()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(_seed(seed, i))
-            for name in stage.modules:
+            for name in part.modules:
                 _initialise(current.get_submodule(name))
-        names += stage.modules
+        names += part.modules
         _take_statistics(current, names, images)
-        yield stage.name, current
+        yield part.name, current
 
 
 def _copied(model: nn.Module) -> nn.Module:
@@ -165,9 +165,9 @@ def _copied(model: nn.Module) -> nn.Module:
         ) from error
 
 
-def _seed(seed: int, stage: int) -> int:
-    """One seed a stage, unlike those of all other stages and seeds."""
-    return int(np.random.SeedSequence([seed, stage]).generate_state(1, np.uint64)[0]) >> 1
+def _seed(seed: int, part: int) -> int:
+    """One seed a part, unlike those of all other parts and seeds."""
+    return int(np.random.SeedSequence([seed, part]).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _initialise(module: nn.Module) -> None:
@@ -205,7 +205,7 @@ def _take_statistics(model: nn.Module, names: Sequence[str], images: Tensor) -> 
 
 
 class CascadeStep(NamedTuple):
-    """One stage of a cascade: the last fields of a `SanityStage`, in their order; all (N,), by patch."""
+    """One step of a cascade: the last fields of a `SanityStage`, in their order; all (N,), by patch."""
 
     module: str | None
     spearman: _Floats
@@ -242,7 +242,7 @@ def cascade(
 
     Returns
     -------
-    The intact network, whose rank correlation is 1 by definition, and then a step for each of `stages`.
+    The intact network, whose rank correlation is 1 by definition, and then a step for each of `parts_of`.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def cascade(
     """
     original = explain(model)
     steps = [CascadeStep(None, np.ones(len(original)), *score(original))]
-    for name, network in randomised(model, stages(model, images[:1]), images, seed):
+    for name, network in randomised(model, parts_of(model, images[:1]), images, seed):
         maps = explain(network)
         steps.append(CascadeStep(name, spearman(original, maps), *score(maps)))
     return steps

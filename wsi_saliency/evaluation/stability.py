@@ -20,7 +20,7 @@ from wsi_saliency.heatmap.stitching import Stitcher
 from wsi_saliency.slides.blocks import PatchReader
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -83,22 +83,6 @@ def busiest_region(tissue: TissueMask, canvas: Canvas, most_pixels: int, patch: 
 def _corners(length: int, side: int, step: int) -> NDArray[np.int64]:
     """Positions of boxes along one axis, the last flush with its end."""
     return np.append(np.arange(0, length - side, step), length - side)
-
-
-@dataclass(frozen=True)
-class PatchMaps:
-    """What makes maps of patches, and where their cells lie.
-
-    Parameters
-    ----------
-    explain
-        Takes patches (n, P, P, 3) uint8 RGB and gives their maps (n, h, w) float32.
-    layer
-        The layer that is explained.
-    """
-
-    explain: Callable[[NDArray[np.uint8]], NDArray[np.float32]]
-    layer: LayerGeometry
 
 
 @dataclass(frozen=True)
@@ -175,8 +159,10 @@ class GridStability(Generic[Key]):
         Where there is tissue.
     canvas
         The slide at the classifier's resolution.
-    maps
-        What is compared, by any name; layers may differ.
+    layers
+        What is compared: maps by any name, each with the layer that it is made at.
+    explain
+        Takes patches (n, P, P, 3) uint8 RGB and names of maps, and gives their maps (n, h, w) float32.
     patch
         Side of a patch, canvas pixels.
     overlap
@@ -190,16 +176,17 @@ class GridStability(Generic[Key]):
 
     tissue: TissueMask
     canvas: Canvas
-    maps: Mapping[Key, PatchMaps]
+    layers: Mapping[Key, LayerGeometry]
+    explain: Callable[[NDArray[np.uint8], Sequence[Key]], Mapping[Key, NDArray[np.float32]]]
     patch: int
     overlap: float
     most_pixels: int = MOST_PIXELS
     move: int | None = None
 
     @property
-    def patches(self) -> int:
-        """Patches to explain, over all maps and both grids."""
-        return sum(len(p.tiles) for p in self._passes for key in self.maps if self._takes_part(key, p))
+    def cost(self) -> int:
+        """Maps to make of patches, over all names and both grids."""
+        return sum(len(p.tiles) for p in self._passes for key in self.layers if self._takes_part(key, p))
 
     def measure(
         self, slide: Slide, workers: int = 4, progress: Callable[[int], object] | None = None
@@ -213,7 +200,7 @@ class GridStability(Generic[Key]):
         workers
             Threads that read it.
         progress
-            Called with the number of patches explained since the last call; `patches` in all.
+            Called with the number of maps made since the last call; `cost` in all.
 
         Returns
         -------
@@ -226,7 +213,7 @@ class GridStability(Generic[Key]):
         SlideError
             If the slide cannot be read.
         """
-        values: dict[Key, list[NDArray[np.float32]]] = {key: [] for key in self.maps}
+        values: dict[Key, list[NDArray[np.float32]]] = {key: [] for key in self.layers}
         for one in self._passes:
             for key, seen in self._run(one, slide, workers, progress).items():
                 values[key].append(seen)
@@ -240,7 +227,7 @@ class GridStability(Generic[Key]):
     @cached_property
     def _lattices(self) -> dict[Key, _Lattice]:
         return {
-            key: _Lattice.of(m.layer, self.patch, self.overlap, self.move) for key, m in self.maps.items()
+            key: _Lattice.of(layer, self.patch, self.overlap, self.move) for key, layer in self.layers.items()
         }
 
     @cached_property
@@ -250,7 +237,9 @@ class GridStability(Generic[Key]):
         return {lattice: mask for lattice, mask in masks.items() if mask.sum() >= FEWEST_CELLS}
 
     def _cells(self, lattice: _Lattice) -> NDArray[np.bool_]:
-        size = lattice.grid(self.region, self.canvas).cell_size(lattice.cell_w, lattice.cell_h)
+        size = lattice.grid(self.region, self.canvas).cell_size(
+            lattice.reduction, lattice.cell_w, lattice.cell_h
+        )
         inside_x, inside_y = np.ones(size.w, bool), np.ones(size.h, bool)
         for offset in (0, lattice.shift):
             columns, rows = self._tiles(lattice.stride, offset)
@@ -307,20 +296,19 @@ class GridStability(Generic[Key]):
         in_region = dict(zip(tiles, local, strict=True))
         # patches may lie anywhere: a grid of single pixels
         reader = PatchReader(slide, TileGrid(self.canvas, self.patch, 1, 1), tiles, workers)
-        sinks = {key: self._sink(key, local) for key in self.maps if self._takes_part(key, one)}
+        sinks = {key: self._sink(key, local) for key in self.layers if self._takes_part(key, one)}
         for some, patches in reader.batches(_BATCH):
-            for key, sink in sinks.items():
-                for tile, cell_map in zip(some, self.maps[key].explain(patches), strict=True):
-                    sink.stitcher.add(in_region[tile], cell_map)
-                if progress is not None:
-                    progress(len(some))
+            for key, maps in self.explain(patches, list(sinks)).items():
+                for tile, cell_map in zip(some, maps, strict=True):
+                    sinks[key].stitcher.add(in_region[tile], cell_map[np.newaxis])
+            if progress is not None:
+                progress(len(some) * len(sinks))
         return {key: sink.finish() for key, sink in sinks.items()}
 
     def _sink(self, key: Key, tiles: list[Tile]) -> _Sink:
         lattice = self._lattices[key]
-        return _Sink(
-            lattice.grid(self.region, self.canvas), tiles, self.maps[key].layer, self._compared[lattice]
-        )
+        grid = lattice.grid(self.region, self.canvas)
+        return _Sink(grid, tiles, self.layers[key], self._compared[lattice])
 
 
 class _Sink:
@@ -331,14 +319,14 @@ class _Sink:
     ) -> None:
         self._compared = compared
         self._kept: list[NDArray[np.float32]] = []
-        self.stitcher = Stitcher(grid, tiles, layer.cell_w, layer.cell_h, self._keep)
+        self.stitcher = Stitcher(grid, tiles, layer.reduction, layer.cell_w, layer.cell_h, 1, self._keep)
 
     def finish(self) -> NDArray[np.float32]:
         self.stitcher.finish()
         return np.concatenate(self._kept)
 
     def _keep(self, cell_y: int, rows: NDArray[np.float32]) -> None:
-        self._kept.append(rows[self._compared[cell_y : cell_y + len(rows)]])
+        self._kept.append(rows[0][self._compared[cell_y : cell_y + rows.shape[1]]])
 
 
 def _lies_on(lattice: _Lattice, stride: int, offset: int) -> bool:

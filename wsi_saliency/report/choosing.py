@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_saliency.evaluation.comparison import (
+from wsi_saliency.evaluation.rivals import (
     CONTROLS,
     FAITHFULNESS,
     HIGHER_IS_BETTER,
@@ -29,8 +29,8 @@ from wsi_saliency.report.wording import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wsi_saliency.evaluation.comparison import Compared, Metric, Rival
     from wsi_saliency.evaluation.results import Evaluation, MapKind
+    from wsi_saliency.evaluation.rivals import Compared, Metric, Rival
     from wsi_saliency.evaluation.statistics import Verdict
 
 _BLIND: tuple[Rival, ...] = ("random", "centred-gaussian")  # they look at no network

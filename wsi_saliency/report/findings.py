@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_saliency.evaluation.comparison import (
+from wsi_saliency.evaluation.rivals import (
     FAITHFULNESS,
     bootstrap_seed,
     compare,
@@ -32,8 +32,8 @@ from wsi_saliency.report.wording import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from wsi_saliency.evaluation.comparison import Compared
     from wsi_saliency.evaluation.results import Evaluation, SanityStage
+    from wsi_saliency.evaluation.rivals import Compared
 
 UNCHANGED = 0.5
 """A map whose rank correlation with that of a random network is above this, in magnitude and in the mean, is

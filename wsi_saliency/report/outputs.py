@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from wsi_saliency.evaluation.comparison import METRICS, RIVALS, bootstrap_seed, compare, compared_metrics
+from wsi_saliency.evaluation.rivals import METRICS, RIVALS, bootstrap_seed, compare, compared_metrics
 from wsi_saliency.evaluation.statistics import summary
 from wsi_saliency.files import writing
 from wsi_saliency.report.findings import findings, fully_random, is_unchanged
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from wsi_saliency.evaluation.comparison import Compared, Difference
     from wsi_saliency.evaluation.results import Evaluation, MapKind, Phase
+    from wsi_saliency.evaluation.rivals import Compared, Difference
     from wsi_saliency.evaluation.statistics import Summary
 
 SCHEMA = 1

@@ -14,8 +14,8 @@ from wsi_saliency.report.wording import plural
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wsi_saliency.evaluation.comparison import Compared
     from wsi_saliency.evaluation.results import Evaluation
+    from wsi_saliency.evaluation.rivals import Compared
     from wsi_saliency.report.plots import Plot
 
 _CSS_DPI = 96  # a page's pixels per inch

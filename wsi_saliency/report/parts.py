@@ -12,7 +12,7 @@ from wsi_saliency.report.wording import interval, mean, number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wsi_saliency.evaluation.comparison import Difference
+    from wsi_saliency.evaluation.rivals import Difference
     from wsi_saliency.evaluation.statistics import Summary, Verdict
 
     Order = Literal["", "ascending", "descending"]

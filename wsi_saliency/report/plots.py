@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_saliency.evaluation.comparison import (
+from wsi_saliency.evaluation.rivals import (
     FAITHFULNESS,
     HIGHER_IS_BETTER,
     bootstrap_seed,
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wsi_saliency.evaluation.comparison import Metric
     from wsi_saliency.evaluation.results import Evaluation, Scored, Stability
+    from wsi_saliency.evaluation.rivals import Metric
 
     Facets = dict[tuple[str, Metric], Axes]
 

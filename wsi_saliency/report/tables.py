@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from wsi_saliency.evaluation.comparison import METRICS, RIVALS, bootstrap_seed, compared_metrics
+from wsi_saliency.evaluation.rivals import METRICS, RIVALS, bootstrap_seed, compared_metrics
 from wsi_saliency.evaluation.statistics import summary
 from wsi_saliency.report.findings import fully_random, is_unchanged
 from wsi_saliency.report.parts import (
@@ -25,8 +25,8 @@ from wsi_saliency.report.wording import METRIC_NAME, RIVAL_NAME, method_name, st
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wsi_saliency.evaluation.comparison import Compared, Metric, Rival
     from wsi_saliency.evaluation.results import Evaluation, Floats, Localised, SanityStage
+    from wsi_saliency.evaluation.rivals import Compared, Metric, Rival
 
 _SORTED_BY: Metric = "insertion"
 _SHOWN_AGAINST: tuple[Metric, ...] = ("insertion", "deletion", "phase_stability")

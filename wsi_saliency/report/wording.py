@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from wsi_saliency.mapspec import PLAIN
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wsi_saliency.evaluation.comparison import Metric, Rival
     from wsi_saliency.evaluation.results import MapKind, SanityStage
+    from wsi_saliency.evaluation.rivals import Metric, Rival
     from wsi_saliency.evaluation.statistics import Summary
 
 METRIC_NAME: dict[Metric, str] = {
@@ -62,7 +64,7 @@ def method_name(kind: MapKind) -> str:
 
 def with_method(method: str | None) -> str:
     """Write a method in a sentence; the name ``none`` would be read as "no map"."""
-    return "without smoothing" if method == "none" else f"with {method}"
+    return "without smoothing" if method == PLAIN else f"with {method}"
 
 
 def map_name(kind: MapKind) -> str:

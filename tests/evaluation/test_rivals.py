@@ -16,7 +16,7 @@ from tests.helpers.evaluations import (
     made_evaluation,
     shifted,
 )
-from wsi_saliency.evaluation.comparison import compare
+from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.evaluation.statistics import summary
 
 if TYPE_CHECKING:

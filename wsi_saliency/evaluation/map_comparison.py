@@ -1,4 +1,4 @@
-"""The contest: all candidates' maps of the same patches, scored alike, and the controls with them."""
+"""The comparison of maps: all that a network makes of the same patches, and controls, scored alike."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from wsi_saliency.evaluation.candidates import PLAIN, Explained, explain_all, main_layer
 from wsi_saliency.evaluation.causal import CausalScorer
 from wsi_saliency.evaluation.controls import centred_gaussian, random_maps
+from wsi_saliency.evaluation.maps import Explained, explain_all, main_layer
 from wsi_saliency.evaluation.metrics import total_variation
 from wsi_saliency.evaluation.results import MapKind, Scored
+from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.saliency.smoothing import SMOOTHING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor, nn
 
-    from wsi_saliency.evaluation.candidates import Candidate
     from wsi_saliency.models.classifier import Output
+    from wsi_saliency.saliency.network import Network
     from wsi_saliency.settings import Method, ScoreOn, Substrate
 
     Progress = Callable[[int], object]
@@ -32,8 +33,8 @@ RANDOM = MapKind(None, None, None, None, "random")
 CENTRED = MapKind(None, None, None, None, "centred-gaussian")
 
 
-class Outcome(NamedTuple):
-    """What a contest finds; the maps are kept to be shown."""
+class MapScores(NamedTuple):
+    """What a comparison of maps finds; the maps are kept to be shown."""
 
     scored: list[Scored]
     prediction_difference: dict[str, NDArray[np.float64]]
@@ -41,15 +42,15 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class Contest:
-    """Candidates, the patches that they explain, and how their maps are scored.
+class MapComparison:
+    """A network with its maps, the patches that they are made of, and how they are scored.
 
     Parameters
     ----------
     model
         The classifier's network as it is, on the images' device; it comes back as it was.
-    compared
-        What `candidates` has made of it.
+    network
+        What makes the maps that are compared; they are `compared_maps`.
     images, target
         (N, 3, H, W) normalised floats, and (N,) int64.
     output
@@ -66,7 +67,7 @@ class Contest:
     """
 
     model: nn.Module
-    compared: Sequence[Candidate]
+    network: Network
     images: Tensor
     target: Tensor
     output: Output
@@ -80,10 +81,10 @@ class Contest:
 
     @property
     def cost(self) -> int:
-        """Images that the classifier sees: explained, and scored."""
-        blurs = sum(c.network.method != PLAIN for c in self.compared)
-        kinds = len(self.compared) + blurs + 2
-        return len(self.compared) * len(self.images) + kinds * self.scorer(PLAIN).cost
+        """Maps to make, and images that the classifier sees while they are scored."""
+        maps = self.network.maps
+        kinds = len(maps) + sum(spec.method != PLAIN for spec in maps) + 2
+        return len(maps) * len(self.images) + kinds * self.scorer(PLAIN).cost
 
     @cached_property
     def probabilities(self) -> Tensor:
@@ -96,30 +97,29 @@ class Contest:
             some = slice(start, start + self.batch)
             yield self.images[some], self.target[some]
 
-    def of(self, some: slice) -> Contest:
-        """Return the contest of some of the patches."""
+    def of(self, some: slice) -> MapComparison:
+        """Return the comparison on some of the patches."""
         return replace(self, images=self.images[some], target=self.target[some])
 
-    def run(self, progress: Progress | None = None) -> Outcome:
-        """Explain and score; ``progress`` is called with images done since the last call, `cost` in all."""
-        explained, logits = explain_all(self.compared, self.images, self.target, self.batch, progress)
+    def run(self, progress: Progress | None = None) -> MapScores:
+        """Explain and score; ``progress`` is called with what is done since the last call, `cost` in all."""
+        explained, logits = explain_all(self.network, self.images, self.target, self.batch, progress)
         scored = [self._scored(kind, found, progress) for kind, found in explained.items()]
         scored.sort(key=lambda s: s.kind.control is not None)  # methods first; a stable sort
-        grain = main_layer(self.compared)  # a random map as coarse as maps are
+        grain = main_layer(self.network)  # a random map as coarse as maps are
         controls = {
             RANDOM: random_maps(len(self.images), grain.cell_h, grain.cell_w, self.seed),
             CENTRED: centred_gaussian(*self.images.shape[2:]).expand(len(self.images), -1, -1),
         }
         for kind, maps in controls.items():
             scored.append(self._scored(kind, Explained(maps, total_variation(maps)), progress))
-        return Outcome(scored, self._differences(logits), explained)
+        return MapScores(scored, self._differences(logits), explained)
 
     def scorer(self, method: Method) -> CausalScorer:
         """Return what scores the maps of a method; most methods share one."""
         changed = self.score_on == "method" and SMOOTHING[method].changes_predictions
         key = method if changed else PLAIN
         if key not in self._scorers:
-            network = next(c.network for c in self.compared if c.network.method == key)
             self._scorers[key] = CausalScorer(
                 self.model,
                 self.images,
@@ -130,7 +130,7 @@ class Contest:
                 batch_size=self.batch,
                 output=self.output,
                 method=key,
-                surrogate=network.surrogate,
+                surrogate=self.network.surrogate,
             )
         return self._scorers[key]
 

@@ -7,15 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from tests.helpers.candidates import TARGET, control_of, pictures
 from tests.helpers.nets import narrow_net, untrained
+from tests.helpers.pictures import TARGET, control_of, pictures
 from tests.helpers.untouched import assert_untouched, state_of
-from wsi_saliency.evaluation.candidates import candidates
 from wsi_saliency.evaluation.causal import CausalScorer, insertion_deletion
-from wsi_saliency.evaluation.contest import CENTRED, RANDOM, Contest
 from wsi_saliency.evaluation.controls import centred_gaussian, random_maps
+from wsi_saliency.evaluation.map_comparison import CENTRED, RANDOM, MapComparison
+from wsi_saliency.evaluation.maps import compared_maps, kind_of
 from wsi_saliency.evaluation.metrics import total_variation
-from wsi_saliency.saliency.engine import eval_mode
+from wsi_saliency.saliency.network import Network, eval_mode
 from wsi_saliency.saliency.smoothing import smoothed
 from wsi_saliency.settings import METHODS
 
@@ -35,21 +35,22 @@ class Smoothed(nn.Module):
             return self.net(x)
 
 
-def contest_of(
+def comparison_of(
     net=None, methods=METHODS, attributions=("gradient",), layers=("input", "layer2"), order=None, **how
 ):
-    """A contest of a small network; one with the same seed is made each time."""
+    """A comparison of a small network's maps; one with the same seed is made each time."""
     net = net or narrow_net()
     order = slice(None) if order is None else order
     images, target = pictures()[order], TARGET[order]
     surrogate = untrained(net) if "surrogate" in methods else None
-    compared = candidates(net, images[:1], methods, attributions, layers, surrogate=surrogate)
+    maps = compared_maps(methods, attributions, layers)
+    network = Network.of(net, maps, images[:1], surrogate=surrogate)
     settings = {"batch": 3, "step": STEP} | how
-    return Contest(net, compared, images, target, "softmax", **settings)
+    return MapComparison(net, network, images, target, "softmax", **settings)
 
 
-def by_kind(outcome):
-    return {scored.kind: scored for scored in outcome.scored}
+def by_kind(scores):
+    return {scored.kind: scored for scored in scores.scored}
 
 
 def arrays_of(scored):
@@ -63,12 +64,12 @@ def assert_equal(some, others):
 
 @pytest.fixture(scope="module")
 def original():
-    return contest_of().run()
+    return comparison_of().run()
 
 
 @pytest.fixture(scope="module")
 def on_method():
-    return contest_of(score_on="method").run()
+    return comparison_of(score_on="method").run()
 
 
 @pytest.mark.parametrize("score_on", ["original", "method"])
@@ -77,19 +78,19 @@ def on_method():
     [(METHODS, ("gradient", "gradcam"), ("layer2",)), (("none",), ("gradient",), ("input", "layer4"))],
 )
 def test_progress_is_called_for_what_it_costs(methods, attributions, layers, score_on):
-    contest, calls = contest_of(None, methods, attributions, layers, score_on=score_on), []
-    cost = contest.cost
-    contest.run(calls.append)
+    comparison, calls = comparison_of(None, methods, attributions, layers, score_on=score_on), []
+    cost = comparison.cost
+    comparison.run(calls.append)
     assert sum(calls) == cost
     assert min(calls) > 0
 
 
 def test_methods_come_first_and_all_controls_after_them():
-    contest = contest_of(None, METHODS[1:3], ("gradcam", "gradient"), ("layer2", "input"))
-    maps = [c.kind for c in contest.compared]
+    comparison = comparison_of(None, METHODS[1:3], ("gradcam", "gradient"), ("layer2", "input"))
+    maps = [kind_of(comparison.network, spec) for spec in comparison.network.maps]
     assert len(maps) == 3 * 2 * 2
     controls = [control_of(kind) for kind in maps if kind.method != "none"]
-    assert [s.kind for s in contest.run().scored] == [*maps, *controls, RANDOM, CENTRED]
+    assert [s.kind for s in comparison.run().scored] == [*maps, *controls, RANDOM, CENTRED]
 
 
 def test_scores_are_those_of_the_maps_where_they_lie(original):
@@ -108,11 +109,11 @@ def test_scores_are_those_of_the_maps_where_they_lie(original):
 
 def test_substrates_and_steps_reach_the_scores():
     white = torch.ones(3, 1, 1, dtype=torch.float64)
-    contest = contest_of(
+    comparison = comparison_of(
         None, ("none",), layers=("layer2",), step=1000, deletion_to="mean", insertion_from=white
     )
-    scored = contest.run().scored[0]
-    maps, _, placement = contest.run().explained[scored.kind]
+    scored = comparison.run().scored[0]
+    maps, _, placement = comparison.run().explained[scored.kind]
     direct = insertion_deletion(
         narrow_net(), pictures(), maps, TARGET, 1000, deletion_to="mean", insertion_from=white,
         placement=placement,
@@ -123,7 +124,7 @@ def test_substrates_and_steps_reach_the_scores():
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_other_random_maps(original):
-    again, other = contest_of().run(), contest_of(seed=1).run()
+    again, other = comparison_of().run(), comparison_of(seed=1).run()
     for kind, scored in by_kind(original).items():
         assert_equal(scored, by_kind(again)[kind])
         if kind != RANDOM:
@@ -135,7 +136,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_other_random_maps(orig
 
 def test_permuting_patches_permutes_their_scores(original):
     order = torch.tensor([3, 0, 4, 2, 1])
-    permuted = contest_of(order=order).run()
+    permuted = comparison_of(order=order).run()
     for kind, scored in by_kind(original).items():
         if kind == RANDOM:
             continue  # is drawn patch by patch
@@ -188,7 +189,7 @@ def test_a_method_is_scored_on_the_network_that_it_makes(original, on_method, me
     ("layers", "cells"), [(("input", "layer2"), 8), (("input", "layer4"), 2), (("input",), 64)]
 )
 def test_random_maps_are_as_coarse_as_the_main_layer_and_the_gaussian_is_as_fine_as_the_patch(layers, cells):
-    scored = by_kind(contest_of(None, (), layers=layers, seed=3).run())
+    scored = by_kind(comparison_of(None, (), layers=layers, seed=3).run())
     maps = {
         RANDOM: random_maps(5, cells, cells, 3),
         CENTRED: centred_gaussian(64, 64).expand(5, -1, -1),
@@ -199,21 +200,23 @@ def test_random_maps_are_as_coarse_as_the_main_layer_and_the_gaussian_is_as_fine
         np.testing.assert_allclose(scored[kind].insertion, direct.insertion_auc, atol=1e-12)
 
 
-def test_the_contest_of_some_patches():
-    contest = contest_of(None, ("none",), layers=("layer2",))
-    some = contest.of(slice(0, None, 2))
+def test_the_comparison_of_some_patches():
+    comparison = comparison_of(None, ("none",), layers=("layer2",))
+    some = comparison.of(slice(0, None, 2))
     assert torch.equal(some.target, TARGET[::2])
-    np.testing.assert_allclose(some.probabilities, contest.probabilities[::2], atol=1e-12)
-    maps, _, placement = contest.run().explained[contest.compared[0].kind]
-    part, whole = (c.scorer("none")(m, placement=placement) for c, m in ((some, maps[::2]), (contest, maps)))
+    np.testing.assert_allclose(some.probabilities, comparison.probabilities[::2], atol=1e-12)
+    maps, _, placement = comparison.run().explained[kind_of(comparison.network, comparison.network.maps[0])]
+    part, whole = (
+        c.scorer("none")(m, placement=placement) for c, m in ((some, maps[::2]), (comparison, maps))
+    )
     np.testing.assert_allclose(part.insertion, whole.insertion[::2], atol=1e-12)
-    assert [len(images) for images, _ in contest.batches()] == [3, 2]
-    assert torch.equal(torch.cat([target for _, target in contest.batches()]), TARGET)
+    assert [len(images) for images, _ in comparison.batches()] == [3, 2]
+    assert torch.equal(torch.cat([target for _, target in comparison.batches()]), TARGET)
 
 
 @pytest.mark.parametrize("score_on", ["original", "method"])
 def test_the_model_stays_as_it_is(score_on):
     net = narrow_net()
     before = state_of(net)
-    contest_of(net, score_on=score_on).run()
+    comparison_of(net, score_on=score_on).run()
     assert_untouched(net, before)

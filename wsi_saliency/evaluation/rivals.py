@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from wsi_saliency.evaluation.results import MapKind
 from wsi_saliency.evaluation.statistics import Summary, Verdict, paired, summary, verdict
+from wsi_saliency.mapspec import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -105,13 +106,13 @@ def _rivals(kind: MapKind) -> dict[Rival, MapKind]:
         return {}
     nothing = MapKind(None, None, None, None)
     rivals: dict[Rival, MapKind] = {
-        "none": replace(kind, method="none"),
+        "none": replace(kind, method=PLAIN),
         "blurred-none": replace(kind, control="blurred-none"),
         "random": replace(nothing, control="random"),
         "centred-gaussian": replace(nothing, control="centred-gaussian"),
     }
     # The plain map is no rival of itself, nor is its blur to its own total variation, which is no blur.
-    return {n: r for n, r in rivals.items() if kind.method != "none" or n not in ("none", "blurred-none")}
+    return {n: r for n, r in rivals.items() if kind.method != PLAIN or n not in ("none", "blurred-none")}
 
 
 def _difference(scored: Scored, rival: Scored, metric: Metric, seed: int) -> Difference:
