@@ -14,7 +14,6 @@ area under the ROC curve is the mean of those between two patches, so no draw ha
 
 from __future__ import annotations
 
-import csv
 import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -35,17 +34,17 @@ from make_mosaic import MARGIN, Mosaic, make_mosaic, patch_files, write_mosaic  
 
 from wsi_saliency import EvaluationSettings, RunSettings, explain_slide, open_slide  # noqa: E402
 from wsi_saliency.evaluation.annotations import Annotations, read_annotations  # noqa: E402
-from wsi_saliency.evaluation.candidates import Candidate  # noqa: E402
 from wsi_saliency.evaluation.localisation import patch_probability_map, pixel_scores  # noqa: E402
+from wsi_saliency.evaluation.maps import kind_of  # noqa: E402
 from wsi_saliency.evaluation.statistics import CONFIDENCE, RESAMPLES  # noqa: E402
 from wsi_saliency.heatmap.ome_zarr import Heatmap  # noqa: E402
+from wsi_saliency.heatmap.result import Result  # noqa: E402
+from wsi_saliency.mapspec import PLAIN, MapSpec  # noqa: E402
 from wsi_saliency.saliency.smoothing import SMOOTHING  # noqa: E402
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS  # noqa: E402
 from wsi_saliency.slides.tissue import tissue_mask  # noqa: E402
 from wsi_saliency.workflows.canvas import wanted_mpp  # noqa: E402
-from wsi_saliency.workflows.evaluate import Subject  # noqa: E402
-from wsi_saliency.workflows.explain import Result  # noqa: E402
-from wsi_saliency.workflows.record import TILES, ZARR  # noqa: E402
+from wsi_saliency.workflows.evaluated import EvaluatedClassifier  # noqa: E402
 
 UNTRAINED = [method for method in METHODS if not SMOOTHING[method].imitates]
 OTHERS = "all others"
@@ -64,10 +63,10 @@ class Kind(NamedTuple):
     method: str
 
     @classmethod
-    def of(cls, candidate: Candidate) -> Kind:
-        """Return the row of a candidate."""
-        n = candidate.network
-        return cls(f"1/{candidate.geometry.reduction}", n.attribution, n.method)
+    def of(cls, evaluated: EvaluatedClassifier, spec: MapSpec) -> Kind:
+        """Return the row of a map."""
+        reduction = evaluated.network.geometry[spec].reduction
+        return cls(f"1/{reduction}", spec.attribution, spec.method)
 
     @property
     def plain(self) -> Kind:
@@ -174,19 +173,19 @@ Found = dict[tuple[Question, Kind], list[Scores]]
 """Scores on each mosaic."""
 
 
-def measured(subject: Subject, candidates: Sequence[Candidate], cases: Sequence[Case], folder: Path) -> Found:
+def measured(several: Sequence[EvaluatedClassifier], cases: Sequence[Case], folder: Path) -> Found:
     """Map and score; for each layer first the patch probabilities on its lattice."""
     found: Found = defaultdict(list)
+    pairs = [(evaluated, spec) for evaluated in several for spec in evaluated.network.maps]
     for case in cases:
         layers = set()
-        for candidate in tqdm(candidates, desc=case.slide.name, unit="map", disable=None):
-            kind = Kind.of(candidate)
-            result = slide_map(
-                subject, candidate, case.slide, folder / case.slide.stem / candidate.kind.label
-            )
-            heatmap = Heatmap.open(result.folder / ZARR)
+        for evaluated, spec in tqdm(pairs, desc=case.slide.name, unit="map", disable=None):
+            kind = Kind.of(evaluated, spec)
+            label = kind_of(evaluated.network, spec).label
+            result = slide_map(evaluated, spec, case.slide, folder / case.slide.stem / label)
+            heatmap = result.heatmap()
             if kind.layer not in layers:
-                assert kind.method == "none", "other methods may change the probabilities"
+                assert kind.method == PLAIN, "other methods may change the probabilities"
                 layers.add(kind.layer)
                 for question, scores in case.scores(heatmap, probability_map(result, heatmap, case.positive)):
                     found[question, kind.plain].append(scores)
@@ -195,25 +194,22 @@ def measured(subject: Subject, candidates: Sequence[Candidate], cases: Sequence[
     return found
 
 
-def slide_map(subject: Subject, candidate: Candidate, slide: Path, folder: Path) -> Result:
+def slide_map(evaluated: EvaluatedClassifier, spec: MapSpec, slide: Path, folder: Path) -> Result:
     """Map a slide as `run` does, or take the map that is there."""
-    n = candidate.network
     settings = RunSettings(
-        model=subject.settings.model, method=n.method, attribution=n.attribution, layer=n.layer
+        model=evaluated.settings.model,
+        methods=(spec.method,),
+        attributions=(spec.attribution,),
+        layers=(spec.layer,),
     )
-    explain = partial(explain_slide, slide, folder, settings, explainer=subject.explainer(candidate))
+    explain = partial(explain_slide, slide, folder, settings, explainer=evaluated.explainer_of(spec))
     result = explain()
     return explain(overwrite=True) if result.differences else result
 
 
 def probability_map(result: Result, heatmap: Heatmap, positive: str) -> Values:
     """Lay the patch probabilities of a run over its heatmap's lattice."""
-    with (result.folder / TILES).open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    boxes = [[float(row[key]) for key in "xywh"] for row in rows]
-    return patch_probability_map(
-        boxes, [float(row[f"probability_{positive}"]) for row in rows], *lattice(heatmap)
-    )
+    return patch_probability_map(*result.tile_probabilities(positive), *lattice(heatmap))
 
 
 def lattice(heatmap: Heatmap) -> tuple[int, int, float, float, float, float]:
@@ -290,12 +286,11 @@ def main(
 ) -> None:
     """Lay out, map, score, and print the tables."""
     settings = EvaluationSettings(model=model, target=positive, **compared)
-    subject = Subject.of(settings)
-    overview = replace(settings, methods=("none",), attributions=("gradcam",), layers=("last",))
-    candidates = [*subject.compared, *Subject.of(overview).compared]
-    mpp = wanted_mpp(subject.classifier)
+    overview = replace(settings, methods=(PLAIN,), attributions=("gradcam",), layers=("last",))
+    several = [EvaluatedClassifier.of(each) for each in (settings, overview)]
+    mpp = wanted_mpp(several[0].classifier)
     cases = [laid_out(patches, out, columns, seed, mpp, (positive, *against)) for seed in seeds]
-    found = measured(subject, candidates, cases, out)
+    found = measured(several, cases, out)
     for name in (OTHERS, *against):
         table(found, name)
 

@@ -21,8 +21,9 @@ import torch
 from captum.attr import LayerDeepLift, LayerGradientXActivation, LayerIntegratedGradients
 from torch import Tensor, nn
 
-from wsi_saliency.saliency.engine import Network
+from wsi_saliency.mapspec import PLAIN, MapSpec
 from wsi_saliency.saliency.folding import own_copy
+from wsi_saliency.saliency.network import Network
 from wsi_saliency.saliency.patches import PatchExplainer, explain_patches
 
 Job = Callable[[], object]
@@ -101,6 +102,10 @@ def main(networks: tuple[str, ...], batch: int, side: int, repeats: int, steps: 
         compare(name, timm.create_model(name).eval().to(device), x, repeats, steps, device)
 
 
+def dropped(*found: object) -> None:
+    """Take a map, and keep nothing of it."""
+
+
 def compare(name: str, net: nn.Module, x: Tensor, repeats: int, steps: int, device: str) -> None:
     """Print the rows of one network."""
     layer, target = "layer2", 1
@@ -108,14 +113,12 @@ def compare(name: str, net: nn.Module, x: Tensor, repeats: int, steps: int, devi
     ours = partial(explain_patches, net, x, layer, target)
     targets = torch.full((len(x),), target, device=device)
     own = own_copy(net, x[:1], keep={layer})
-    methods = {
-        m: Network(own, layer, m, "gradient", torch.zeros_like(x[:1]))
-        for m in ("none", "backward-hook", "centred-hook", "forward-hook")
-    }
     bounds = {"backward-hook": "≤ 1.05", "centred-hook": "≤ 1.05", "forward-hook": "≤ 1.15"}
+    maps = {method: MapSpec(layer, method, "gradient") for method in (PLAIN, *bounds)}
+    network = Network(own, tuple(maps.values()), {}, torch.zeros_like(x[:1]))
     for method, bound in bounds.items():
-        pair = (partial(methods[m], x, targets) for m in (method, "none"))
-        row(f"{method} / none", *pair, 3 * repeats, device, bound, memory=False)
+        pair = (partial(network.explain, x, [targets], dropped, [maps[m]]) for m in (method, PLAIN))
+        row(f"{method} / {PLAIN}", *pair, 3 * repeats, device, bound, memory=False)
     theirs = without_inplace(net)
     module = theirs.get_submodule(layer)
     captum = LayerGradientXActivation(theirs, module, multiply_by_inputs=False)

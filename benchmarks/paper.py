@@ -31,17 +31,18 @@ from real_tissue import on_real_tissue
 from subjects import ROOT, drawn_tumour, lite0
 
 from wsi_saliency import EvaluationSettings, Surrogate, load_classifier
-from wsi_saliency.evaluation.candidates import candidates, comparable_layers
-from wsi_saliency.evaluation.contest import Contest, Outcome
 from wsi_saliency.evaluation.localisation import pixel_scores
+from wsi_saliency.evaluation.map_comparison import MapComparison, MapScores
+from wsi_saliency.evaluation.maps import comparable_layers, compared_maps, kind_of
 from wsi_saliency.evaluation.metrics import upsampled
 from wsi_saliency.evaluation.results import Control, Evaluation, Example, MapKind, Scored
 from wsi_saliency.evaluation.statistics import Summary, paired, summary, verdict
 from wsi_saliency.models.classifier import Output, probabilities, standard_logits
 from wsi_saliency.report.outputs import write_report
+from wsi_saliency.saliency.network import Network
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.settings import METHODS, Attribution, Method
-from wsi_saliency.workflows.evaluate import Subject
+from wsi_saliency.workflows.evaluated import EvaluatedClassifier
 
 PAGE = ROOT / "docs/results-elsewhere.md"
 REAL = ROOT.parent / "shared/real"
@@ -102,14 +103,14 @@ def on_slides(model: str, weights: Path | None, surrogate: Path | None, slides: 
     settings = EvaluationSettings(
         model=model, weights=weights, surrogate=surrogate, patches=n, predicted_positive=True
     )
-    subject = Subject.of(settings)
-    patches = subject.sample(slides, progress=True)
-    images = subject.classifier.normalised(patches.patches, subject.device)
-    target = torch.full((len(images),), subject.target, device=subject.device)
-    net = subject.classifier.module
+    evaluated = EvaluatedClassifier.of(settings)
+    patches = evaluated.sample(slides, progress=True)
+    images = evaluated.classifier.normalised(patches.patches, evaluated.device)
+    target = torch.full((len(images),), evaluated.target, device=evaluated.device)
+    net = evaluated.classifier.module
     about = f"{len(images)} patches of {len(slides)} slides that it takes for its target"
     stand_in = surrogate_for(net, surrogate)
-    return Study(model, about, net, images, target, subject.classifier.output, stand_in, patches.patches)
+    return Study(model, about, net, images, target, evaluated.classifier.output, stand_in, patches.patches)
 
 
 def measure(study: Study, step_rows: int = 8, batch: int = 8) -> Found:
@@ -119,34 +120,29 @@ def measure(study: Study, step_rows: int = 8, batch: int = 8) -> Found:
     """
     sample = study.images[:1]
     layers = comparable_layers(study.net, sample, ())
-    made = [
-        candidate
-        for attributions, where in ((COMPARED, layers[:-1]), (("gradcam",), layers[-1:]))
-        for candidate in candidates(
-            study.net, sample, METHODS, attributions, where, surrogate=study.surrogate
-        )
-    ]
+    maps = compared_maps(METHODS, COMPARED, layers[:-1]) + compared_maps(METHODS, ("gradcam",), layers[-1:])
+    network = Network.of(study.net, maps, sample, surrogate=study.surrogate)
     step = step_rows * study.images.shape[-1]
-    contest = Contest(study.net, made, study.images, study.target, study.output, batch, step)
-    with tqdm(total=contest.cost, desc=study.name, unit="image") as bar:
-        outcome = contest.run(bar.update)
-    rows = [{"slide": study.name, "probability": float(p)} for p in contest.probabilities]
-    main = [c.kind for c in made if c.kind.layer == layers[len(layers) // 2]]
+    comparison = MapComparison(study.net, network, study.images, study.target, study.output, batch, step)
+    with tqdm(total=comparison.cost, desc=study.name, unit="image") as bar:
+        scores = comparison.run(bar.update)
+    rows = [{"slide": study.name, "probability": float(p)} for p in comparison.probabilities]
+    main = [kind_of(network, spec) for spec in maps if spec.layer == layers[len(layers) // 2]]
     examples = [
-        Example(study.rgb[i], rows[i]["probability"], {k: outcome.explained[k].maps[i].numpy() for k in main})
-        for i in contest.probabilities.argsort(descending=True)[:4].tolist()
+        Example(study.rgb[i], rows[i]["probability"], {k: scores.explained[k].maps[i].numpy() for k in main})
+        for i in comparison.probabilities.argsort(descending=True)[:4].tolist()
     ]
     facts = {"model": {"uri": study.name}, "study": study.about, "patches": len(rows), "step": step}
-    evaluation = Evaluation(facts, rows, outcome.scored, outcome.prediction_difference, examples=examples)
-    return Found(study, evaluation, _on_nuclei(study, outcome), _agreement(study, batch))
+    evaluation = Evaluation(facts, rows, scores.scored, scores.prediction_difference, examples=examples)
+    return Found(study, evaluation, _on_nuclei(study, scores), _agreement(study, batch))
 
 
-def _on_nuclei(study: Study, outcome: Outcome) -> dict[MapKind, Values]:
+def _on_nuclei(study: Study, scores: MapScores) -> dict[MapKind, Values]:
     """How well each map tells the tumour's nuclei from the rest of its patch."""
     if study.nuclei is None:
         return {}
     found = {}
-    for kind, explained in outcome.explained.items():
+    for kind, explained in scores.explained.items():
         values = upsampled(explained.maps, study.nuclei.shape[1:], explained.placement).numpy()
         pairs = zip(values, study.nuclei, strict=True)
         found[kind] = np.array([pixel_scores(v.ravel(), known.ravel())[0] for v, known in pairs])

@@ -26,14 +26,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from wsi_saliency import Surrogate, load_classifier, train_surrogate
-from wsi_saliency.evaluation.candidates import Candidate, candidates
 from wsi_saliency.evaluation.causal import CausalScorer
 from wsi_saliency.evaluation.controls import blurred_to, centred_gaussian, random_maps
+from wsi_saliency.evaluation.maps import compared_maps
 from wsi_saliency.evaluation.metrics import total_variation
+from wsi_saliency.mapspec import PLAIN, MapSpec
 from wsi_saliency.models.classifier import Classifier
 from wsi_saliency.saliency.drift import DRIFT_PATCHES, measure_drift
-from wsi_saliency.saliency.engine import Noise
 from wsi_saliency.saliency.layers import find_layer
+from wsi_saliency.saliency.network import Network, Noise
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import Attribution, Method
 
@@ -190,88 +191,92 @@ class Explained:
 
     def __init__(self, study: Study, judge: Judge, what: Wanted) -> None:
         self._study, self._judge, self._what = study, judge, what
-        methods = list(dict.fromkeys(["none", *what.methods, *what.blurs]))
-        network, sample = study.classifier.module, study.images[:1]
-        stand_in = Surrogate.load(study.surrogate) if study.surrogate and "surrogate" in methods else None
-        layer = find_layer(network, what.layer, sample)
-        made = candidates(network, sample, methods, [what.attribution], [layer], surrogate=stand_in)
-        for candidate in made:
-            candidate.network.steps = IG_NODES
-        self._by = {c.network.method: c for c in made}
-        self._plain: Tensor | None = None
+        module, sample = study.classifier.module, study.images[:1]
+        methods = [*what.methods, *what.blurs]
+        imitated = any(SMOOTHING[method].imitates for method in methods)
+        maps = compared_maps(methods, [what.attribution], [find_layer(module, what.layer, sample)])
+        stand_in = Surrogate.load(study.surrogate) if study.surrogate and imitated else None
+        self._network = Network.of(module, maps, sample, surrogate=stand_in)
+        self._network.steps = IG_NODES
+        self._by = {spec.method: spec for spec in maps}
+        self._kept: Tensor | None = None
         self.name = f"{what.layer}.{what.attribution}"
 
     def values(self, method: Method) -> Tensor:
         """Return all channels (N, C, h, w) of the study's patches; those of ``none`` are kept."""
-        if method != "none":
+        if method != PLAIN:
             return self._explain(self._by[method], self._study.images)
-        if self._plain is None:
-            self._plain = self._explain(self._by["none"], self._study.images)
-        return self._plain
+        if self._kept is None:
+            self._kept = self._explain(self._by[PLAIN], self._study.images)
+        return self._kept
 
     def measure_method(self, method: Method) -> None:
         """Score the maps of a method, and the backward hook's where its measured drift is taken out, too."""
         name = f"{self.name}.{method}"
         if self._judge.done(name):
             return
-        candidate, values = self._by[method], self.values(method)
-        maps, rough = candidate.network.maps(values), total_variation(values)
+        values, place = self.values(method), self._place(method)
+        maps, rough = self._map_of(values), total_variation(values)
         if SMOOTHING[method].moves_gradient and self._what.layer in MAIN_LAYERS:
-            drift = self._drift(candidate, maps)
+            drift = self._drift(method, maps)
             print(name, "drift (x, y) in pixels", drift, flush=True)
-            self._judge.score(f"{name}.drift-taken-out", maps, _place(candidate, drift), rough)
+            self._judge.score(f"{name}.drift-taken-out", maps, self._place(method, drift), rough)
         both = self._what.layer in MAIN_LAYERS and self._what.attribution in MAIN
-        self._judge.score(name, maps, _place(candidate), rough, both)
+        self._judge.score(name, maps, place, rough, both)
 
     def measure_blur(self, method: Method) -> None:
         """Score the plain maps, blurred until they are as smooth as a method's."""
         if not self._judge.done(f"{self.name}.blurred-to-{method}"):
             self._control(
-                f"blurred-to-{method}", blurred_to(self.values("none"), total_variation(self.values(method)))
+                f"blurred-to-{method}", blurred_to(self.values(PLAIN), total_variation(self.values(method)))
             )
 
     def measure_low_pass(self) -> None:
         """Score the plain maps, low-passed as is best for other patches (FORGrad, arXiv 2307.09591)."""
         if self._judge.done(f"{self.name}.low-pass"):
             return
-        plain, place = self._by["none"].network.maps, _place(self._by["none"])
-        others = plain(self._explain(self._by["none"], self._study.others))
+        place = self._place(PLAIN)
+        others = self._map_of(self._explain(self._by[PLAIN], self._study.others))
         best = max(CUTOFFS, key=lambda cutoff: self._judge.faithfulness(low_pass(others, cutoff), place))
         print(self.name, "low-pass cut-off", best, flush=True)
-        maps = low_pass(plain(self.values("none")), best)
+        maps = low_pass(self._map_of(self.values(PLAIN)), best)
         self._judge.score(f"{self.name}.low-pass", maps, place, total_variation(maps))
 
     def measure_smoothgrad(self) -> None:
         """Score the mean over noisy copies."""
         if not self._judge.done(f"{self.name}.smoothgrad"):
-            noisy = replace(self._by["none"], network=replace(self._by["none"].network, noise=NOISE))
-            self._control("smoothgrad", self._explain(noisy, self._study.images))
+            noisy = replace(self._network, noise=NOISE)
+            self._control("smoothgrad", self._explain(self._by[PLAIN], self._study.images, noisy))
 
     def _control(self, name: str, values: Tensor) -> None:
-        plain = self._by["none"]
-        maps = plain.network.maps(values)
-        self._judge.score(f"{self.name}.{name}", maps, _place(plain), total_variation(values))
+        maps = self._map_of(values)
+        self._judge.score(f"{self.name}.{name}", maps, self._place(PLAIN), total_variation(values))
 
-    def _explain(self, candidate: Candidate, images: Tensor) -> Tensor:
-        parts = []
+    def _explain(self, spec: MapSpec, images: Tensor, network: Network | None = None) -> Tensor:
+        parts: list[Tensor] = []
         for some in images.split(BATCH):
             target = torch.full((len(some),), self._study.target)
-            parts.append(candidate.network(some, target).values.detach())
+            (network or self._network).explain(
+                some, [target], lambda _, __, values: parts.append(values.detach()), [spec]
+            )
         return torch.cat(parts)
 
-    def _drift(self, candidate: Candidate, maps: Tensor) -> tuple[float, float]:
+    def _map_of(self, values: Tensor) -> Tensor:
+        """Turn values into maps, which is alike for all methods."""
+        return self._network.map_of(self._by[PLAIN], values)
+
+    def _drift(self, method: Method, maps: Tensor) -> tuple[float, float]:
         """Measure how far maps lie to the lower right of the plain ones, (x, y) in pixels."""
-        g, some = candidate.geometry, slice(None, None, -(-len(maps) // DRIFT_PATCHES))
-        plain = self._by["none"].network.maps(self.values("none"))
+        g, some = self._network.geometry[self._by[method]], slice(None, None, -(-len(maps) // DRIFT_PATCHES))
+        plain = self._map_of(self.values(PLAIN))
         most = g.drift_y / g.reduction, g.drift_x / g.reduction
         y, x = measure_drift(plain[some].numpy(), maps[some].numpy(), most)
         return x * g.reduction, y * g.reduction
 
-
-def _place(candidate: Candidate, drift: tuple[float, float] = (0.0, 0.0)) -> Place:
-    """Where the candidate's cells lie, a drift (x, y) taken out."""
-    g = candidate.geometry
-    return float(g.reduction), g.centre_x - drift[0], g.centre_y - drift[1]
+    def _place(self, method: Method, drift: tuple[float, float] = (0.0, 0.0)) -> Place:
+        """Where the cells of a method's maps lie, a drift (x, y) taken out."""
+        g = self._network.geometry[self._by[method]]
+        return float(g.reduction), g.centre_x - drift[0], g.centre_y - drift[1]
 
 
 def measure(study: Study, judge: Judge, what: Wanted) -> None:

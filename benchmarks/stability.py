@@ -11,25 +11,20 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import click
-import numpy as np
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from wsi_saliency import EvaluationSettings, RunSettings, explain_slide, open_slide
-from wsi_saliency.evaluation.candidates import Candidate
-from wsi_saliency.evaluation.results import MapKind
-from wsi_saliency.evaluation.stability import GridStability, PatchMaps
-from wsi_saliency.saliency.engine import Explainer
+from wsi_saliency.evaluation.stability import GridStability
+from wsi_saliency.mapspec import MapSpec
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
-from wsi_saliency.workflows.evaluate import Subject
+from wsi_saliency.workflows.evaluated import EvaluatedClassifier
 
 UNTRAINED = [method for method in METHODS if not SMOOTHING[method].imitates]
 
@@ -44,47 +39,51 @@ class Grid(NamedTuple):
         return f"{self.overlap:g}, {'half' if self.move is None else f'{self.move} px'}"
 
 
-def correlations(subject: Subject, slide: Path, most_pixels: int, at: Grid) -> dict[MapKind, float]:
-    """Measure the grid stability of all candidates."""
-    maps = {c.kind: PatchMaps(partial(_explain, subject.explainer(c)), c.geometry) for c in subject.compared}
+def correlations(
+    evaluated: EvaluatedClassifier, slide: Path, most_pixels: int, at: Grid
+) -> dict[MapSpec, float]:
+    """Measure the grid stability of all maps."""
+    patch = evaluated.classifier.patch
     with open_slide(slide) as opened:
-        canvas = canvas_for(opened, wanted_mpp(subject.classifier))
+        canvas, tissue = canvas_for(opened, wanted_mpp(evaluated.classifier)), tissue_mask(opened)
         grid = GridStability(
-            tissue_mask(opened), canvas, maps, subject.classifier.patch, at.overlap, most_pixels, at.move
+            tissue,
+            canvas,
+            evaluated.network.geometry,
+            evaluated.patch_maps,
+            patch,
+            at.overlap,
+            most_pixels,
+            at.move,
         )
-        with tqdm(total=grid.patches, desc=str(at), unit="patch", disable=None) as bar:
+        with tqdm(total=grid.cost, desc=str(at), unit="map", disable=None) as bar:
             return grid.measure(opened, progress=bar.update)
 
 
-def _explain(explainer: Explainer, patches: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return explainer(patches).maps.numpy()
-
-
-def table(candidates: Sequence[Candidate], found: Mapping[Grid, Mapping[MapKind, float]]) -> None:
-    """Print a row for each candidate."""
+def table(evaluated: EvaluatedClassifier, found: Mapping[Grid, Mapping[MapSpec, float]]) -> None:
+    """Print a row for each map."""
     print(f"| layer | attribution | method | {' | '.join(map(str, found))} |")
     print("|---|---|---|" + "---|" * len(found))
-    for candidate in candidates:
-        kind = candidate.kind
-        cells = " | ".join(f"{by_kind[kind]:.2f}".replace("-", "−") for by_kind in found.values())
-        print(f"| 1/{kind.reduction} | {kind.attribution} | {kind.method} | {cells} |")
+    for spec in evaluated.network.maps:
+        cells = " | ".join(f"{by_map[spec]:.2f}".replace("-", "−") for by_map in found.values())
+        reduction = evaluated.network.geometry[spec].reduction
+        print(f"| 1/{reduction} | {spec.attribution} | {spec.method} | {cells} |")
 
 
-def cost(subject: Subject, candidate: Candidate, slide: Path, overlaps: Sequence[float]) -> None:
+def cost(evaluated: EvaluatedClassifier, spec: MapSpec, slide: Path, overlaps: Sequence[float]) -> None:
     """Print the patches and seconds of a run at each overlap, and as multiples of those at the first."""
-    n, spent = candidate.network, []
+    spent = []
     for overlap in overlaps:
         settings = RunSettings(
-            model=subject.settings.model,
-            method=n.method,
-            attribution=n.attribution,
-            layer=n.layer,
+            model=evaluated.settings.model,
+            methods=(spec.method,),
+            attributions=(spec.attribution,),
+            layers=(spec.layer,),
             overlap=overlap,
         )
         with tempfile.TemporaryDirectory() as folder:
-            record = explain_slide(
-                slide, Path(folder) / "map", settings, explainer=subject.explainer(candidate)
-            ).record
+            explainer = evaluated.explainer_of(spec)
+            record = explain_slide(slide, Path(folder) / "map", settings, explainer=explainer).record
         spent.append((record["patches"]["tissue"], record["seconds"]["total"]))
     print("\n| overlap | patches | | seconds | |\n|---|---|---|---|---|")
     for overlap, (patches, seconds) in zip(overlaps, spent, strict=True):
@@ -114,11 +113,11 @@ def main(
     **compared: tuple[str, ...],
 ) -> None:
     """Print the tables."""
-    subject = Subject.of(EvaluationSettings(model=model, target=target, **compared))
+    evaluated = EvaluatedClassifier.of(EvaluationSettings(model=model, target=target, **compared))
     grids = [Grid(overlap, move) for overlap in overlaps for move in (None, *moves)]
-    table(subject.compared, {at: correlations(subject, slide, round(mpx * 1e6), at) for at in grids})
+    table(evaluated, {at: correlations(evaluated, slide, round(mpx * 1e6), at) for at in grids})
     if costs:
-        cost(subject, subject.compared[0], slide, overlaps)
+        cost(evaluated, evaluated.network.maps[0], slide, overlaps)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def tissue_at(heatmap):
 
 @pytest.mark.parametrize("method", ["backward-hook", "surrogate"])
 def test_saliency_is_at_least_twice_as_strong_in_the_nests(tmp_path, method):
-    settings = RunSettings(model="demo", method=method, overlap=0, device="cpu")
+    settings = RunSettings(model="demo", methods=(method,), overlap=0, device="cpu")
     result = explain_slide(SAMPLE / "tumour_nests.svs", tmp_path / "map", settings)
     heatmap = Heatmap.open(result.folder / "saliency.ome.zarr")
     magnitude, nests, tissue = np.abs(heatmap.read(0)), nests_at(heatmap), tissue_at(heatmap)

@@ -9,7 +9,7 @@ import pytest
 
 import wsi_saliency
 from tests.helpers.documents import PAGES, blocks
-from tests.helpers.paths import ROOT
+from tests.helpers.paths import ROOT, SAMPLE
 from wsi_saliency.cli import cli
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS
 
@@ -42,3 +42,29 @@ def test_every_method_and_attribution_is_explained():
 @pytest.mark.parametrize("name", wsi_saliency.__all__)
 def test_public_names_are_documented(name):
     assert getattr(wsi_saliency, name).__doc__
+
+
+def keys_of(record):
+    """All keys of nested facts, but those of free tables."""
+    for key, value in record.items():
+        yield key
+        if isinstance(value, dict) and key not in ("settings", "versions", "seconds"):
+            yield from keys_of(value)
+        for entry in value if isinstance(value, list) else ():
+            if isinstance(entry, dict):
+                yield from keys_of(entry)
+
+
+def test_every_key_of_the_record_is_explained(tmp_path):
+    settings = wsi_saliency.RunSettings(model="demo", overlap=0.0, device="cpu")
+    result = wsi_saliency.explain_slide(SAMPLE, tmp_path / "result", settings)
+    text = (ROOT / "docs/results-folder.md").read_text()
+    common = {"x", "y", "w", "h", "unit"}
+    assert [key for key in keys_of(result.record) if f"`{key}`" not in text and key not in common] == []
+    assert {file.name for file in result.folder.iterdir()} == set(
+        re.findall(r"`([a-z]+\.[a-z.]+)`", files_in(text))
+    )
+
+
+def files_in(text):
+    return text[text.index("## Files") : text.index("## tiles.csv")]

@@ -162,7 +162,7 @@ def test_a_default_in_words(default, shown, wording):
 
 def test_settings_are_frozen_and_have_to_be_named():
     with pytest.raises(FrozenInstanceError):
-        RunSettings().layer = "8"
+        RunSettings().layers = ("8",)
     with pytest.raises(TypeError):
         RunSettings("demo")
 
@@ -177,10 +177,12 @@ def test_settings_as_json():
 @pytest.mark.parametrize("method", ["none", "backward-hook", "forward-hook"])
 def test_a_surrogate_that_would_be_ignored_is_refused(method):
     file = Path("s.safetensors")
-    with pytest.raises(SettingsError, match=r"surrogate \(--surrogate\) is s\.saf.*add --method surrogate"):
-        RunSettings(method=method, surrogate=file)
+    with pytest.raises(
+        SettingsError, match=rf"surrogate \(--surrogate\) is s\.saf.*add surrogate to --method {method} "
+    ):
+        RunSettings(methods=(method,), surrogate=file)
     with pytest.raises(SettingsError, match=rf"add surrogate to --method none,{method} "):
         EvaluationSettings(methods=("none", method), surrogate=file)
-    RunSettings(method="surrogate", surrogate=file)
+    RunSettings(methods=(method, "surrogate"), surrogate=file)
     EvaluationSettings(surrogate=file)
     EvaluationSettings(methods=("none", "surrogate"), surrogate=file)

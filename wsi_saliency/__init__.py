@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluation.causal import insertion_deletion as insertion_deletion
     from wsi_saliency.evaluation.metrics import total_variation as total_variation
     from wsi_saliency.evaluation.phase import phase_stability as phase_stability
+    from wsi_saliency.heatmap.result import Result as Result
     from wsi_saliency.models.loading import load_classifier as load_classifier
     from wsi_saliency.saliency.patches import PatchExplainer as PatchExplainer
     from wsi_saliency.saliency.patches import explain_patches as explain_patches
@@ -34,6 +35,7 @@ _HOMES = {
     "phase_stability": "evaluation.phase",
     "total_variation": "evaluation.metrics",
     "PatchExplainer": "saliency.patches",
+    "Result": "heatmap.result",
     "RunSettings": "settings",
     "explain_patches": "saliency.patches",
     "explain_slide": "workflows.explain",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers.commands import left, only_line
-from wsi_saliency.evaluation.contest import Contest
+from wsi_saliency.evaluation.map_comparison import MapComparison
 from wsi_saliency.report import outputs
 from wsi_saliency.settings import ATTRIBUTIONS
 from wsi_saliency.workflows import evaluate
@@ -123,14 +123,14 @@ def test_an_evaluation_that_cannot_be_is_one_line(call, slide, tmp_path, argumen
 
 
 @pytest.mark.usefixtures("undrawn")
-@pytest.mark.parametrize("station", ["Contest.run", "write_report"])
+@pytest.mark.parametrize("station", ["MapComparison.run", "write_report"])
 def test_an_interrupted_evaluation_is_exit_code_130_and_leaves_nothing(
     call, slide, tmp_path, monkeypatch, station
 ):
     def interrupted(*args, **how):
         raise KeyboardInterrupt
 
-    home = Contest if station == "Contest.run" else evaluate
+    home = MapComparison if station == "MapComparison.run" else evaluate
     monkeypatch.setattr(home, station.rpartition(".")[2], interrupted)
     result = call("evaluate", slide, *BRIEF)
     assert result.exit_code == 130

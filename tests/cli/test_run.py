@@ -105,13 +105,12 @@ def test_a_run_says_one_line_a_slide_and_quiet_says_nothing(call, slide, tmp_pat
 @pytest.mark.usefixtures("spots")
 def test_a_complete_result_is_kept_and_the_run_says_so(call, slide):
     call("run", slide, "--device", "cpu")
+    kept = f"{slide}: complete result kept, with stage4.centred-hook.deeplift"
     again = call("run", slide, "--workers", "2")
-    assert again.stdout == f"{slide}: complete result kept in saliency/slide; --overwrite replaces it\n"
-    other = call("run", slide, "--layer", "16", "--overlap", "0.25")
-    made = "made with layer default (now 16), overlap 0.5 (now 0.25)"
-    assert (
-        other.stdout == f"{slide}: complete result kept in saliency/slide, {made}; --overwrite replaces it\n"
-    )
+    assert again.stdout == f"{kept} (--overwrite replaces it) in saliency/slide\n"
+    other = call("run", slide, "--layer", "8", "--target", "0", "--overlap", "0.25")
+    made = "made with overlap 0.5 (now 0.25), target tumour (now 0)"
+    assert other.stdout == f"{kept}, {made} (--overwrite replaces it) in saliency/slide\n"
     assert (again.exit_code, other.exit_code) == (0, 0)
 
 
@@ -127,6 +126,8 @@ def test_options_reach_the_record(call, slide, tmp_path):
         name.removeprefix("--").replace("-", "_"): v
         for name, v in zip(arguments[::2], arguments[1::2], strict=True)
     }
+    several = {name: given.pop(name) for name in ("layer", "target", "attribution", "method")}
+    assert {name: settings[f"{name}s"] for name in several} == {name: [v] for name, v in several.items()}
     assert {name: str(settings[name]) for name in given} == given
     assert settings["range"] == [-0.5, 2.0]
     assert (tmp_path / "maps" / "slide" / "saliency.ome.zarr" / "zarr.json").is_file()

@@ -23,9 +23,10 @@ from wsi_saliency.models import loading
 from wsi_saliency.report import outputs
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import METHODS
-from wsi_saliency.workflows import evaluate
+from wsi_saliency.workflows import evaluate, localised
 from wsi_saliency.workflows import explain as pipeline
-from wsi_saliency.workflows.evaluate import Subject, distinct_names
+from wsi_saliency.workflows.evaluate import distinct_names
+from wsi_saliency.workflows.evaluated import EvaluatedClassifier
 
 SAMPLE = SAMPLE_DATA
 W, H, BOX = 384, 320, (48, 48, 256, 224)
@@ -104,7 +105,7 @@ def demo(tmp_path_factory):
     annotated = {"annotations": SAMPLE / "tumour_nests.geojson", "annotation_classes": ("Tumor",)}
     settings = settings_of(model="demo", patches=7, batch=None, step=224 * 56, **annotated)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "RunSettings", partial(evaluate.RunSettings, overlap=0.0))
+        patch.setattr(localised, "RunSettings", partial(localised.RunSettings, overlap=0.0))
         patch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
         evaluation = evaluate_slide(SAMPLE / "tumour_nests.svs", folder, settings)
     return evaluation, folder, strict(folder / "metrics.json")
@@ -438,7 +439,7 @@ def test_only_annotations_of_a_class_count(slide, tmp_path):
 
 @pytest.mark.usefixtures("spots")
 def test_methods_that_do_nothing_at_a_layer_are_said_to(spots, caplog):
-    Subject.of(settings_of(methods=("backward-hook", "centred-hook"), layers=("8", "last")))
+    EvaluatedClassifier.of(settings_of(methods=("backward-hook", "centred-hook"), layers=("8", "last")))
     notices = [record.message for record in caplog.records if "lies behind" in record.message]
     assert notices == [
         "no strided convolution lies behind layer stage5: backward-hook and centred-hook change nothing there"
@@ -557,7 +558,7 @@ def test_annotations_in_a_folder_go_with_their_slides(tmp_path, slide, spots):
 def test_an_evaluation_is_kept_before_any_work_is_done(monkeypatch, spots, slide, out):
     evaluate_slides([slide], out, settings_of())
     before = times_of(out)
-    monkeypatch.setattr(Subject, "of", lambda settings: pytest.fail("worked"))
+    monkeypatch.setattr(EvaluatedClassifier, "of", lambda settings: pytest.fail("worked"))
     with pytest.raises(OutputError, match="holds an evaluation already; --overwrite replaces it"):
         evaluate_slides([slide], out, settings_of())
     (out / "metrics.json").unlink()  # somebody's page is not overwritten either
@@ -568,7 +569,7 @@ def test_an_evaluation_is_kept_before_any_work_is_done(monkeypatch, spots, slide
 
 @pytest.mark.usefixtures("spots")
 def test_an_evaluation_waits_for_another_one_there_and_keeps_it(monkeypatch, slide, out):
-    monkeypatch.setattr(Subject, "of", lambda settings: pytest.fail("worked"))
+    monkeypatch.setattr(EvaluatedClassifier, "of", lambda settings: pytest.fail("worked"))
 
     @contextmanager
     def locked(place):
@@ -597,7 +598,7 @@ def test_overwrite_replaces_an_evaluation(slide, out):
 @pytest.mark.parametrize("place", ["a.file", "a.file/below", "x" * 300])
 def test_a_folder_that_cannot_be_is_found_before_any_work(monkeypatch, tmp_path, slide, place):
     (tmp_path / "a.file").write_text("something")
-    monkeypatch.setattr(Subject, "of", lambda settings: pytest.fail("worked"))
+    monkeypatch.setattr(EvaluatedClassifier, "of", lambda settings: pytest.fail("worked"))
     with pytest.raises(OutputError, match=r"cannot be written .*-o"):
         evaluate_slides([slide], tmp_path / place, settings_of())
     assert names_in(tmp_path) == ["a.file"]
@@ -612,17 +613,22 @@ def interrupted(*args, **how):
     raise KeyboardInterrupt
 
 
-STATIONS = {"write_report": broken, "localise": interrupted, "_facts": interrupted}
+STATIONS = {
+    "write_report": (evaluate, broken),
+    "localise": (localised, interrupted),
+    "_facts": (evaluate, interrupted),
+}
 
 
 @pytest.mark.parametrize("station", STATIONS)
 @pytest.mark.usefixtures("spots")
 def test_an_evaluation_broken_off_leaves_complete_maps_only(monkeypatch, slide, out, annotations, station):
-    monkeypatch.setattr(evaluate, station, STATIONS[station])
-    localised = station == "localise"
+    module, failing = STATIONS[station]
+    monkeypatch.setattr(module, station, failing)
+    with_annotations = module is localised
     with pytest.raises((ZeroDivisionError, KeyboardInterrupt)):
-        evaluate_slides([slide], out, settings_of(annotations=annotations if localised else None))
-    if localised:
+        evaluate_slides([slide], out, settings_of(annotations=annotations if with_annotations else None))
+    if with_annotations:
         assert names_in(out) == ["maps"]
         assert names_in(out / "maps" / "slide") == ["none-gradient"]
     else:

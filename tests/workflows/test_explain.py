@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import csv
 import io
 import json
 import os
@@ -13,11 +12,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 
 from tests.helpers.nets import spot_classifier
 from tests.helpers.paths import ROOT
+from tests.helpers.runs import (
+    OUTPUTS,
+    SETTINGS,
+    assert_same_values,
+    explained,
+    explainer_for,
+    is_left,
+    rows_of,
+    strict_json,
+    values_of,
+)
 from tests.helpers.slides import pyramid, section, write_svs, write_tiff
 from wsi_saliency.errors import OutputError, SlideError
 from wsi_saliency.geometry import positions
@@ -34,38 +43,6 @@ from wsi_saliency.workflows.explain import explain_slide
 
 W, H, TISSUE = 384, 320, (128, 96, 160, 160)
 XS, YS = (positions(side, 64, 40, 8) for side in (W, H))  # of patches of 64 px that overlap by about one half
-OUTPUTS = {"saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv", "run.json"}
-SETTINGS = RunSettings(model="spots", method="none", attribution="gradient", layer="8", device="cpu")
-
-
-def explainer_for(settings, patch=64, **how):
-    chosen = {"layer": settings.layer, "method": settings.method, "attribution": settings.attribution}
-    return Explainer.of(spot_classifier(patch, **how), device="cpu", **chosen)
-
-
-def explained(slide, folder, settings=SETTINGS, patch=64, **how):
-    return explain_slide(slide, folder, settings, explainer=explainer_for(settings, patch), **how)
-
-
-def strict_json(path):
-    def refuse(name):
-        raise ValueError(f"{name} is no JSON")
-
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
-def rows_of(folder):
-    with (folder / "tiles.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def values_of(folder):
-    return Heatmap.open(folder / "saliency.ome.zarr").read(0)
-
-
-def is_left(folder):
-    """What lies beside a result that was not to be."""
-    return sorted(path.name for path in folder.parent.iterdir()) if folder.parent.exists() else []
 
 
 @pytest.fixture(autouse=True)
@@ -102,10 +79,9 @@ def test_the_record_is_written_last_and_is_strict_json(result):
 
 def test_the_record_says_what_was_done(slide, result):
     record = result.record
-    assert record["status"] == "complete"
+    assert (record["schema"], record["status"]) == (1, "complete")
     assert record["settings"] == SETTINGS.to_json()
     assert record["model"]["sha256"] == "0" * 64
-    assert record["model"]["target"] == "tumour"
     facts = record["slide"]
     assert (facts["name"], facts["bytes"]) == ("section.svs", slide.stat().st_size)
     assert (facts["format"], facts["size"], facts["levels"]) == ("aperio", {"w": W, "h": H}, 2)
@@ -113,8 +89,9 @@ def test_the_record_says_what_was_done(slide, result):
     assert (facts["reader"], facts["warnings"]) == ("openslide", [])
     said = [float(row["probability_tumour"]) for row in rows_of(result.folder)]
     highest = pytest.approx(max(said), rel=1e-5)
-    counts = {"grid": len(XS) * len(YS), "tissue": len(said), "positive": sum(p > 0.5 for p in said)}
-    assert record["patches"] == counts | {"highest_probability": highest}
+    positive = {"positive": sum(p > 0.5 for p in said), "highest_probability": highest}
+    assert record["targets"] == [{"name": "tumour", "index": 1} | positive]
+    assert record["patches"] == {"grid": len(XS) * len(YS), "tissue": len(said)}
     stations = {"tissue", "drift", "read", "explain", "stitch", "zarr", "tiff", "overview"}
     assert record["seconds"].keys() == {"total"} | stations
     spent = sum(record["seconds"][name] for name in stations)
@@ -126,7 +103,7 @@ def test_the_record_says_what_was_done(slide, result):
 
 def test_the_record_s_placement_is_the_heatmap_s(result):
     place = Heatmap.open(result.folder / "saliency.ome.zarr").info.placement
-    recorded = result.record["placement"]
+    (recorded,) = (facts["placement"] for facts in result.record["maps"])
     assert [recorded[name] for name in ("x0", "y0", "fx", "fy")] == [place.x0, place.y0, place.fx, place.fy]
     assert recorded["cells"] == {"w": W // 8, "h": H // 8}
 
@@ -161,7 +138,7 @@ def test_the_map_is_zero_away_from_tissue_unless_all_patches_are_wanted(slide, t
     for threshold, all_wanted in ((0.1, False), (0.0, True)):
         settings = replace(SETTINGS, tissue_threshold=threshold)
         folder = explain_slide(slide, tmp_path / str(threshold), settings, explainer=open_gates).folder
-        values = values_of(folder)[: H // 8, : W // 8]
+        values = values_of(folder)[0, : H // 8, : W // 8]
         assert values[y : y + h, x : x + w].all()
         away = np.ones(values.shape, bool)
         away[y - reach : y + h + reach, x - reach : x + w + reach] = False
@@ -171,7 +148,7 @@ def test_the_map_is_zero_away_from_tissue_unless_all_patches_are_wanted(slide, t
 
 @pytest.mark.parametrize("method", ["none", "backward-hook"])
 def test_two_runs_give_identical_arrays(slide, tmp_path, method):
-    settings = replace(SETTINGS, method=method, workers=3)
+    settings = replace(SETTINGS, methods=(method,), workers=3)
     first, second = (explained(slide, tmp_path / name, settings) for name in "ab")
     assert (first.folder / "tiles.csv").read_bytes() == (second.folder / "tiles.csv").read_bytes()
     stores = [Heatmap.open(r.folder / "saliency.ome.zarr") for r in (first, second)]
@@ -188,8 +165,9 @@ def test_a_slide_without_tissue_gives_a_complete_empty_map_and_says_so(tmp_path,
     path = write_svs(tmp_path / "glass.svs", [section(300, 200)])
     result = explained(path, tmp_path / "out")
     assert {p.name for p in result.folder.iterdir()} == OUTPUTS
-    patches = result.record["patches"]
-    assert (patches["tissue"], patches["positive"], patches["highest_probability"]) == (0, 0, None)
+    (target,) = result.record["targets"]
+    assert result.record["patches"]["tissue"] == 0
+    assert (target["positive"], target["highest_probability"]) == (0, None)
     assert not values_of(result.folder).any()
     assert rows_of(result.folder) == []
     assert "glass.svs: no tissue found; the map is complete and empty" in caplog.text
@@ -200,10 +178,10 @@ def test_a_slide_without_tissue_gives_a_complete_empty_map_and_says_so(tmp_path,
     [
         pytest.param({"overlap": 0.0}, (W // 8, H // 8), id="no overlap"),
         pytest.param({"overlap": 0.9}, (W // 8, H // 8), id="most overlap"),
-        pytest.param({"layer": "input"}, (W, H), id="input"),
-        pytest.param({"layer": "stage4"}, (W // 16, H // 16), id="module name"),
+        pytest.param({"layers": ("input",)}, (W, H), id="input"),
+        pytest.param({"layers": ("stage4",)}, (W // 16, H // 16), id="module name"),
         pytest.param({"ome_zarr": "0.5"}, (W // 8, H // 8), id="zarr 3"),
-        pytest.param({"method": "backward-hook"}, (W // 8, H // 8), id="backward hook"),
+        pytest.param({"methods": ("backward-hook",)}, (W // 8, H // 8), id="backward hook"),
     ],
 )
 def test_runs_with_other_settings(slide, tmp_path, change, cells):
@@ -227,14 +205,15 @@ def test_a_range_is_that_of_the_picture_and_of_viewers_and_changes_no_value(
     )
     ranged = explained(slide, tmp_path / "out", replace(SETTINGS, range=(0.25, 7.0), ome_zarr=version))
     heatmap = Heatmap.open(ranged.folder / "saliency.ome.zarr")
-    np.testing.assert_array_equal(heatmap.read(0), values_of(result.folder))
-    assert (heatmap.window.start, heatmap.window.end) == drawn["value_range"] == (0.25, 7.0)
-    assert heatmap.window.lowest <= values_of(result.folder).min()
-    assert heatmap.window.highest == 7
+    np.testing.assert_array_equal(heatmap.read(0)[None], values_of(result.folder))
+    (window,) = heatmap.windows
+    assert (window.start, window.end) == drawn["value_range"] == (0.25, 7.0)
+    assert window.lowest <= values_of(result.folder).min()
+    assert window.highest == 7
     assert strict_json(ranged.folder / "run.json")["settings"]["range"] == [0.25, 7.0]
-    patches = ranged.record["patches"]
+    patches, (target,) = ranged.record["patches"]["tissue"], ranged.record["targets"]
     assert drawn["predictions"] == Predictions(
-        "tumour", patches["tissue"], patches["positive"], patches["highest_probability"]
+        "tumour", patches, target["positive"], target["highest_probability"]
     )
     assert (
         explained(slide, ranged.folder, replace(SETTINGS, range=(0.25, 7.0), ome_zarr=version)).differences
@@ -249,7 +228,7 @@ def test_a_slide_smaller_than_a_patch_is_one_patch(tmp_path):
     result = explained(path, tmp_path / "out", patch=256)
     assert (result.record["patches"]["grid"], result.record["patches"]["tissue"]) == (1, 1)
     assert [rows_of(result.folder)[0][name] for name in "xywh"] == ["0", "0", "256", "256"]
-    values = values_of(result.folder)
+    (values,) = values_of(result.folder)
     assert values[3:15, 3:15].all()
 
 
@@ -261,7 +240,7 @@ def test_pixels_that_are_not_square_are_placed_by_their_own_sizes(tmp_path):
     path = write_tiff(
         tmp_path / "oblong.tif", [rgb], resolution=(1e4 / 0.5, 1e4 / 0.25), resolutionunit="CENTIMETER"
     )
-    settings = replace(SETTINGS, attribution="gradient-x-activation", tissue_threshold=0)
+    settings = replace(SETTINGS, attributions=("gradient-x-activation",), tissue_threshold=0)
     result = explained(path, tmp_path / "out", settings, patch=128)
     assert result.record["slide"]["mpp"] == pytest.approx({"x": 0.5, "y": 0.25})
     heatmap = Heatmap.open(result.folder / "saliency.ome.zarr")
@@ -281,18 +260,18 @@ def test_a_complete_result_is_kept(slide, tmp_path):
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
     second = explained(slide, tmp_path / "out")
     assert (second.kept, second.differences, second.record) == (True, (), first.record)
-    other = explained(slide, tmp_path / "out", replace(SETTINGS, layer="16"))
-    assert (other.kept, other.differences) == (True, ("layer 8 (now 16)",))
+    other = explained(slide, tmp_path / "out", replace(SETTINGS, overlap=0.25))
+    assert (other.kept, other.differences) == (True, ("overlap 0.5 (now 0.25)",))
     assert before == {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
 
 
 def test_overwrite_replaces_it(slide, tmp_path):
     explained(slide, tmp_path / "out")
     (tmp_path / "out" / "stale").touch()
-    second = explained(slide, tmp_path / "out", replace(SETTINGS, layer="16"), overwrite=True)
+    second = explained(slide, tmp_path / "out", replace(SETTINGS, layers=("16",)), overwrite=True)
     assert not second.kept
     assert {path.name for path in second.folder.iterdir()} == OUTPUTS
-    assert strict_json(second.folder / "run.json")["settings"]["layer"] == "16"
+    assert strict_json(second.folder / "run.json")["settings"]["layers"] == ["16"]
     assert is_left(second.folder) == ["out"]
 
 
@@ -330,12 +309,13 @@ for pair in range(pairs):
     for layer in ("8", "16"):
         child = os.fork()
         if not child:
-            how = {"layer": layer, "method": "none", "attribution": "gradient", "device": "cpu"}
+            how = {"layers": [layer], "methods": ["none"], "attributions": ["gradient"], "device": "cpu"}
             settings = RunSettings(model="spots", **how)
             explainer = Explainer.of(spot_classifier(64), **how)
             how = {"explainer": explainer, "overwrite": pair % 2 > 0}
             result = explain_slide(slide, f"{out}/{pair}", settings, **how)
-            print(json.dumps([pair, layer, result.kept, result.differences]), flush=True)
+            said = [pair, layer, result.kept, result.differences, [spec.layer for spec in result.added]]
+            print(json.dumps(said), flush=True)
             os._exit(0)
         children.append(child)
     for child in children:
@@ -345,7 +325,10 @@ for pair in range(pairs):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_two_processes_on_one_folder_leave_one_whole_result(slide, tmp_path):
-    """Of different layers; every other pair overwrites, so that both work, and the second result stays."""
+    """Of different layers: every other pair overwrites, so that both work, and the second result stays.
+
+    Else the second run adds its map, if its layer's cells suit the patches of the first run.
+    """
     done = subprocess.run(
         [sys.executable, "-c", SIDE_BY_SIDE, slide, tmp_path, str(PAIRS)],
         stdout=subprocess.PIPE,
@@ -355,24 +338,23 @@ def test_two_processes_on_one_folder_leave_one_whole_result(slide, tmp_path):
     )
     said = [json.loads(line) for line in done.stdout.splitlines()]
     alone = {
-        layer: explained(slide, tmp_path / layer, replace(SETTINGS, layer=layer)) for layer in ("8", "16")
+        layers: explained(slide, tmp_path / "".join(layers), replace(SETTINGS, layers=layers)).folder
+        for layers in (("8",), ("16",), ("16", "8"))
     }
+    refused = "patches 40 px apart, which does not suit the new layers (now 48)"
     for pair in range(PAIRS):
-        (_, first, *kept), (_, second, *later) = sorted((w for w in said if w[0] == pair), key=lambda w: w[2])
+        of_layer = {layer: how for number, layer, *how in said if number == pair}
         folder = tmp_path / str(pair)
-        record = strict_json(folder / "run.json")
+        layers = tuple(strict_json(folder / "run.json")["settings"]["layers"])
         if pair % 2:
-            assert kept == later == [False, []]
+            assert list(of_layer.values()) == [[False, [], []]] * 2
+        elif layers == ("8",):
+            assert of_layer == {"8": [False, [], []], "16": [True, [refused], []]}
         else:
-            assert record["settings"]["layer"] == first
-            assert later == [True, [f"layer {first} (now {second})"]]
-        expected = alone[record["settings"]["layer"]].folder
-        assert {path.name for path in folder.iterdir()} == OUTPUTS
-        assert rows_of(folder) == rows_of(expected)
-        np.testing.assert_array_equal(values_of(folder), values_of(expected))
-        levels = [tifffile.imread(place / "saliency.ome.tif") for place in (folder, expected)]
-        np.testing.assert_array_equal(*levels)
-    assert is_left(tmp_path / "0") == sorted([*map(str, range(PAIRS)), "8", "16"])
+            assert (layers, of_layer["16"]) == (("16", "8"), [False, [], []])
+            assert of_layer["8"] == [False, [], ["stage3"]]
+        assert_same_values(folder, alone[layers])
+    assert is_left(tmp_path / "0") == sorted([*map(str, range(PAIRS)), "8", "16", "168"])
 
 
 # -------------------------------------------------------------------------------------------- failures
@@ -392,7 +374,7 @@ def failing_read(monkeypatch, error):
 
 
 def failing_explainer(monkeypatch, error):
-    def explain(self, patches):
+    def explain(self, patches, maps):
         raise error
 
     monkeypatch.setattr(Explainer, "__call__", explain)
@@ -448,13 +430,13 @@ def test_no_thread_reads_from_a_slide_that_is_closed(tmp_path, monkeypatch):
     path = write_svs(tmp_path / "large.svs", [section(512, 4096, (0, 0, 512, 4096))])
     with open_slide(path) as opened:
         plan = pipeline.plan_slide(opened, explainer_for(SETTINGS), SETTINGS)
-    monkeypatch.setattr(pipeline, "plan_slide", lambda slide, *_: replace(plan, slide=slide))
+    monkeypatch.setattr(pipeline, "plan_slide", lambda slide, *_, **__: replace(plan, slide=slide))
     monkeypatch.setattr(pipeline, "with_drift", lambda plan, _: plan)
     monkeypatch.setattr(OpenSlideReader, "read_level", slow_read)
     monkeypatch.setattr(OpenSlideReader, "close", checked_close)
     in_flight = []
 
-    def interrupted(self, patches):
+    def interrupted(self, patches, maps):
         in_flight.extend(reading)
         raise KeyboardInterrupt
 
@@ -565,19 +547,19 @@ def test_one_bar_a_slide_on_terminals_only(slide, tmp_path, monkeypatch, stream,
 
 
 @pytest.mark.parametrize(
-    ("layer", "method", "said"),
+    ("layer", "methods", "said"),
     [
         (
             "last",
-            "backward-hook",
+            ("none", "backward-hook"),
             ["layer layer4: backward-hook changes nothing there; choose an earlier --l"],
         ),
-        ("last", "none", []),
-        ("8", "backward-hook", []),
+        ("last", ("none",), []),
+        ("8", ("backward-hook",), []),
     ],
 )
-def test_a_method_that_does_nothing_at_the_layer_is_said_to(layer, method, said, caplog):
-    settings = RunSettings(model="demo", layer=layer, method=method, device="cpu")
+def test_a_method_that_does_nothing_at_the_layer_is_said_to(layer, methods, said, caplog):
+    settings = RunSettings(model="demo", layers=(layer,), methods=methods, device="cpu")
     pipeline.load_explainer(settings)
     notices = [record.message for record in caplog.records if "lies behind" in record.message]
     assert len(notices) == len(said)

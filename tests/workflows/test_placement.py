@@ -98,13 +98,18 @@ SPREAD = {"backward-hook": 0.3}
 def test_planted_spots_come_back_in_place(slides, surrogate, tmp_path, mpp, layer, attribution, method):
     places, paths = slides
     settings = RunSettings(
-        model="spots", method=method, attribution=attribution, layer=layer, tissue_threshold=0, device="cpu"
+        model="spots",
+        methods=(method,),
+        attributions=(attribution,),
+        layers=(layer,),
+        tissue_threshold=0,
+        device="cpu",
     )
     explainer = Explainer.of(
         spot_classifier(),
-        layer=layer,
-        method=method,
-        attribution=attribution,
+        layers=settings.layers,
+        methods=settings.methods,
+        attributions=settings.attributions,
         surrogate=surrogate,
         device="cpu",
     )

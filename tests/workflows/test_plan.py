@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,7 +15,7 @@ from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import TissueMask
 from wsi_saliency.workflows.canvas import tissue_shares
-from wsi_saliency.workflows.plan import NEAR_TISSUE_UM, Plan, plan_slide, with_drift
+from wsi_saliency.workflows.plan import NEAR_TISSUE_UM, plan_slide, with_drift
 
 W, H, TISSUE = 640, 480, (160, 96, 288, 256)
 
@@ -28,7 +29,7 @@ def slide(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def explainer():
-    return Explainer.of(spot_classifier(64), layer="8", method="none", device="cpu")
+    return Explainer.of(spot_classifier(64), layers=["8"], methods=["none"], device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -50,18 +51,21 @@ def test_tiles_are_the_patches_with_tissue_in_the_grid_s_order(slide, explainer,
 
 
 def test_the_map_is_placed_at_the_layer_s_centres_less_the_drift(plan):
-    layer, canvas = plan.explainer.geometry, plan.grid.canvas
-    moved = Plan(plan.slide, plan.explainer, plan.grid, plan.tissue, plan.tiles, [], drift=(3.0, 1.0))
+    (spec,) = plan.maps
+    layer, canvas = plan.explainer.geometry(spec), plan.grid.canvas
+    moved = replace(plan, drifts={spec: (3.0, 1.0)})
     expected = Placement.of(canvas, layer.reduction, layer.centre_x - 3, layer.centre_y - 1)
-    assert moved.placement == expected
-    assert plan.cells == Size(W // 8, H // 8)
+    assert moved.placement(spec) == expected
+    assert plan.placement(spec) == Placement.of(canvas, layer.reduction, layer.centre_x, layer.centre_y)
+    assert plan.cells(spec) == Size(W // 8, H // 8)
 
 
 def test_near_tissue_is_within_twenty_micrometres_of_it(plan):
     mask = np.zeros((H, W), bool)
     mask[200, 300] = True
-    near = Plan(plan.slide, plan.explainer, plan.grid, TissueMask(mask, 1, 1), [], []).near_tissue(10, 40)
-    x, y = plan.placement.centre(np.arange(W // 8), np.arange(10, 50)[:, None])
+    (spec,) = plan.maps
+    near = replace(plan, tissue=TissueMask(mask, 1, 1)).near_tissue(spec, 10, 40)
+    x, y = plan.placement(spec).centre(np.arange(W // 8), np.arange(10, 50)[:, None])
     reach = NEAR_TISSUE_UM / 0.5
     expected = (abs(x - 300.5) < reach + 0.5) & (abs(y - 200.5) < reach + 0.5)
     np.testing.assert_array_equal(near, expected)
@@ -74,13 +78,14 @@ def test_drift_is_measured_on_patches_from_all_over_the_slide(slide, explainer):
 
     def drift(patches):
         seen.append(patches)
-        return 2.0, -1.0
+        return {spec: (2.0, -1.0)}
 
     dense = plan_slide(slide, explainer, RunSettings(overlap=0.75))
     assert len(dense.tiles) > 3 * DRIFT_PATCHES
-    stub = SimpleNamespace(drift=drift, may_drift=True, geometry=explainer.geometry)
-    plan = with_drift(Plan(slide, stub, dense.grid, dense.tissue, dense.tiles, dense.tissue_shares), 2)
-    assert plan.drift == (2.0, -1.0)
+    (spec,) = dense.maps
+    stub = SimpleNamespace(drift=drift, may_drift=(spec,), geometry=explainer.geometry)
+    plan = with_drift(replace(dense, explainer=stub), 2)
+    assert plan.drift(spec) == (2.0, -1.0)
     assert DRIFT_PATCHES / 2 < len(seen[0]) <= DRIFT_PATCHES
     rgb = section(W, H, TISSUE)
     for patch, tile in zip(seen[0], dense.tiles[:: -(-len(dense.tiles) // DRIFT_PATCHES)], strict=True):
@@ -89,6 +94,10 @@ def test_drift_is_measured_on_patches_from_all_over_the_slide(slide, explainer):
         )
 
 
-def test_a_plan_without_tiles_drifts_nowhere(slide, explainer, plan):
-    empty = Plan(slide, explainer, plan.grid, plan.tissue, [], [])
-    assert with_drift(empty, 1).drift == (0.0, 0.0)
+def test_a_plan_without_tiles_drifts_nowhere(slide):
+    drifting = Explainer.of(
+        spot_classifier(64), layers=["8"], methods=["backward-hook"], attributions=["gradient"], device="cpu"
+    )
+    assert drifting.may_drift == drifting.maps
+    empty = replace(plan_slide(slide, drifting, RunSettings()), tiles=[], tissue_shares=[])
+    assert with_drift(empty, 1).drift(drifting.maps[0]) == (0.0, 0.0)

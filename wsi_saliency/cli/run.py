@@ -12,7 +12,10 @@ from wsi_saliency.cli.terminal import SOME_FAILED, echo, speak
 from wsi_saliency.settings import RunSettings
 
 if TYPE_CHECKING:
-    from wsi_saliency.workflows.explain import Result
+    from collections.abc import Iterable
+
+    from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.mapspec import MapSpec
 
 
 @click.command(
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     epilog=examples(
         "run slide.svs --model demo",
         "run slides/ -o maps --layer layer3 --overlap 0.75",
+        "run slide.svs --layer 8,16 --method none,centred-hook --attribution gradient,deeplift",
         "run slide.tif --mpp 0.5 --model timm:resnet18 --weights weights.safetensors",
     ),
 )
@@ -66,11 +70,23 @@ def run(
 def _summary(slide: Path, result: Result) -> str:
     """One line on a slide that is done."""
     if result.kept:
-        made = f", made with {', '.join(result.differences)}" if result.differences else ""
-        return f"{slide}: complete result kept in {result.folder}{made}; --overwrite replaces it"
+        return f"{slide}: {_kept(result)} in {result.folder}"
     patches, seconds = result.record["patches"], result.record["seconds"]["total"]
     counts = f"{patches['tissue']} of {patches['grid']} patches explained in {seconds:.0f} s"
-    return f"{slide}: {counts} → {result.folder}"
+    added = f"; added {_named(result.added)}" if result.added else ""
+    return f"{slide}: {counts}{added} → {result.folder}"
+
+
+def _kept(result: Result) -> str:
+    """Say that a complete result is kept, and which maps it has."""
+    if not result.is_current:
+        return "complete result of another version of the program kept (--overwrite replaces it)"
+    made = f", made with {', '.join(result.differences)}" if result.differences else ""
+    return f"complete result kept, with {_named(m.spec for m in result.maps)}{made} (--overwrite replaces it)"
+
+
+def _named(maps: Iterable[MapSpec]) -> str:
+    return ", ".join(spec.name for spec in maps)
 
 
 def _report(failures: list[str], total: int) -> None:

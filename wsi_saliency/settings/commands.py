@@ -7,7 +7,7 @@ classifier, which comes last, is shown and written first.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.settings.evaluation import (
@@ -19,8 +19,9 @@ from wsi_saliency.settings.evaluation import (
 )
 from wsi_saliency.settings.option import Bounds, documented, option, varied, whole
 from wsi_saliency.settings.parts import (
+    IMITATING,
+    METHODS,
     DeviceSettings,
-    EvidenceSettings,
     GridSettings,
     MapSettings,
     ModelSettings,
@@ -29,8 +30,15 @@ from wsi_saliency.settings.parts import (
     ReadSettings,
     SampleSettings,
     SlideSettings,
+    SurrogateSettings,
+    TargetSettings,
     TissueSettings,
 )
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsi_saliency.settings.parts import Method
 
 
 @documented
@@ -47,7 +55,7 @@ class RunSettings(
     DeviceSettings,
     GridSettings,
     ReadSettings,
-    EvidenceSettings,
+    SurrogateSettings,
     MapSettings,
     ModelSettings,
 ):
@@ -55,11 +63,7 @@ class RunSettings(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.surrogate is not None and self.method != "surrogate":
-            raise SettingsError(
-                f"surrogate (--surrogate) is {self.surrogate}, for the method of that name; add "
-                f"--method surrogate to use it, or leave it out with {self.method}"
-            )
+        _check_surrogate(self.surrogate, self.methods)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +114,8 @@ class EvaluationSettings(
     ScoredPatchesSettings,
     TissueSettings,
     ReadSettings,
-    EvidenceSettings,
+    SurrogateSettings,
+    TargetSettings,
     ComparisonSettings,
     ModelSettings,
 ):
@@ -118,8 +123,12 @@ class EvaluationSettings(
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.surrogate is not None and self.methods and "surrogate" not in self.methods:
-            raise SettingsError(
-                f"surrogate (--surrogate) is {self.surrogate}, for the method of that name; add surrogate to "
-                f"--method {','.join(self.methods)} to use it, or leave it out"
-            )
+        _check_surrogate(self.surrogate, self.methods or METHODS)
+
+
+def _check_surrogate(surrogate: Path | None, methods: tuple[Method, ...]) -> None:
+    if surrogate is not None and IMITATING not in methods:
+        raise SettingsError(
+            f"surrogate (--surrogate) is {surrogate}, for the method of that name; add {IMITATING} to "
+            f"--method {','.join(methods)} to use it, or leave it out"
+        )

@@ -5,7 +5,7 @@ A command takes a part only if it uses all of it, so that no option is accepted 
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -26,6 +26,8 @@ DEFAULT_MODEL = "camelyon16"
 DEFAULT_METHOD: Method = "centred-hook"  # these three and the overlap follow from docs/choosing.md
 DEFAULT_ATTRIBUTION: Attribution = "deeplift"
 DEFAULT_LAYER = "16"
+DEFAULT_TARGET = "the single logit, or the one class called tumour"
+IMITATING: Method = "surrogate"  # the method that needs a surrogate
 
 MAX_PATCH = 4096  # pixels; a ResNet's first layers take 4 GB for one such patch
 RANGE_LIMIT = 1e30  # of values, and one over it of their distance: far beyond any map
@@ -43,6 +45,10 @@ class Settings:
     heading: ClassVar[str]
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(f.default, tuple) and not isinstance(value, str):
+                object.__setattr__(self, f.name, tuple(value))
         check(self)
 
     @classmethod
@@ -97,21 +103,25 @@ class ModelSettings(Settings):
 
 @dataclass(frozen=True, kw_only=True)
 class MapSettings(Settings):
-    """How a map is made."""
+    """Which maps are made: every layer × attribution × method, each with a channel for every target."""
 
     heading: ClassVar[str] = "Maps"
-    method: Method = option(
-        DEFAULT_METHOD,
+    methods: tuple[Method, ...] = option(
+        (DEFAULT_METHOD,),
         "How the checkerboard of strided convolutions is removed. centred-hook averages the gradient at "
         "every strided convolution, to all sides alike; predictions stay as they are. backward-hook, "
         "forward-hook and surrogate are those of the paper.",
+        flag="method",
+        metavar="LIST",
         choices=METHODS,
     )
-    attribution: Attribution = option(
-        DEFAULT_ATTRIBUTION,
+    attributions: tuple[Attribution, ...] = option(
+        (DEFAULT_ATTRIBUTION,),
         "What is computed from the layer's activation A and the logit y: gradient ∂y/∂A; "
         "gradient-x-activation A · ∂y/∂A; deeplift and integrated-gradients, the layer's share of y − y′ "
         "against a grey baseline; gradcam A · mean ∂y/∂A. Then the mean over channels.",
+        flag="attribution",
+        metavar="LIST",
         choices=ATTRIBUTIONS,
     )
     signed: bool = option(
@@ -119,26 +129,42 @@ class MapSettings(Settings):
         "Keep the sign of --attribution gradient, which is that of the layer's channels and cancels in "
         "coarser levels; else its magnitude is stored. The other attributions are always signed evidence.",
     )
-    layer: str | None = option(
-        None,
-        "Layer to explain: a module name (layer2), a reduction (8: the last stage at 1/8 of the patch's "
-        "resolution), the last stage, or the input.",
-        metavar="NAME|REDUCTION|last|input",
+    layers: tuple[str, ...] = option(
+        (),
+        "Layers to explain: module names (layer2), reductions (8: the last stage at 1/8 of the patch's "
+        "resolution), last for the last stage, or input.",
+        flag="layer",
+        metavar="LIST",
         shown=f"{DEFAULT_LAYER}; last for gradcam",
     )
+    targets: tuple[str, ...] = option(
+        (),
+        "Classes to explain, names or indices; each is a channel of the maps. all: all classes.",
+        flag="target",
+        metavar="all|LIST",
+        shown=DEFAULT_TARGET,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("methods", "attributions"):
+            if not getattr(self, name):
+                raise SettingsError(f"{name} (--{name[:-1]}) is empty; name at least one")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvidenceSettings(Settings):
-    """Whose evidence a map shows, and from which network."""
+class TargetSettings(Settings):
+    """Which class is explained."""
 
     heading: ClassVar[str] = "Maps"
-    target: str | None = option(
-        None,
-        "Class to explain.",
-        metavar="NAME|INDEX",
-        shown="the single logit, or the one class called tumour",
-    )
+    target: str | None = option(None, "Class to explain.", metavar="NAME|INDEX", shown=DEFAULT_TARGET)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SurrogateSettings(Settings):
+    """Which surrogate stands in for strided convolutions."""
+
+    heading: ClassVar[str] = "Maps"
     surrogate: Path | None = option(
         None,
         "What train-surrogate has written, for --method surrogate.",

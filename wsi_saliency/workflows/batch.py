@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, TypeVar
 
 from wsi_saliency.errors import WsiSaliencyError
 from wsi_saliency.files import check_folder
-from wsi_saliency.workflows.explain import Result, check_job, explain_slide, load_explainer
+from wsi_saliency.workflows.explain import check_job, explain_slide, load_explainer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
+    from wsi_saliency.heatmap.result import Result
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.discovery import Job

@@ -9,7 +9,6 @@ import torch
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.saliency.cancellation import vanishing
-from wsi_saliency.saliency.engine import eval_mode
 from wsi_saliency.saliency.layers import (
     INPUT,
     explainable_stages,
@@ -18,6 +17,7 @@ from wsi_saliency.saliency.layers import (
     strided_convolutions,
     total_stride,
 )
+from wsi_saliency.saliency.network import eval_mode
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import METHODS

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.files import is_working_folder
+from wsi_saliency.heatmap.result import RUN_JSON, is_map_file
 from wsi_saliency.slides.opening import is_slide_name
 from wsi_saliency.slides.readers.dicom import series_of
-from wsi_saliency.workflows.record import RUN_JSON, TIFF
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -131,7 +131,7 @@ def _dicom_slide(file: Path) -> tuple[Path, str | None] | None:
 def _is_own_output(file: Path, root: Path) -> bool:
     """Whether a file found below ``root`` belongs to a result of this program, finished or not."""
     growing = any(is_working_folder(folder) for folder in file.relative_to(root).parents)
-    return growing or (file.name == TIFF and (file.parent / RUN_JSON).exists())
+    return growing or (is_map_file(file.name) and (file.parent / RUN_JSON).exists())
 
 
 def _fixed_part(pattern: Path) -> Path:

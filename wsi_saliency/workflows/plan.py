@@ -1,8 +1,9 @@
-"""The plan of a run: which patches of a slide are explained, and where their maps lie."""
+"""The plan of a run: which patches of a slide are explained, by which maps, and where these lie."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +15,11 @@ from wsi_saliency.slides.tissue import TissueMask, tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, tissue_shares, wanted_mpp
 
 if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping
+
     from numpy.typing import NDArray
 
+    from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.slides.slide import Slide
@@ -25,59 +29,87 @@ NEAR_TISSUE_UM = 20.0  # beyond it, a map holds only what the zero padding at a 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is going to be done with one slide: which patches, and where their maps lie.
+    """What is going to be done with one slide: which patches, which maps, and where these lie.
 
-    ``tissue_shares`` goes with ``tiles``; ``drift`` is (x, y) in canvas pixels.
+    ``tissue_shares`` goes with ``tiles``; ``drifts`` are (x, y) in canvas pixels, 0 for maps that are not
+    among them.
     """
 
     slide: Slide
     explainer: Explainer
+    maps: tuple[MapSpec, ...]
     grid: TileGrid
     tissue: TissueMask
     tiles: list[Tile]
     tissue_shares: list[float]
-    drift: tuple[float, float] = (0.0, 0.0)
+    drifts: Mapping[MapSpec, tuple[float, float]] = field(default_factory=dict)
 
-    @property
-    def placement(self) -> Placement:
-        """Where the heatmap's cells lie on the slide: where the layer has them, less the method's drift."""
-        layer, (drift_x, drift_y) = self.explainer.geometry, self.drift
+    def drift(self, spec: MapSpec) -> tuple[float, float]:
+        """How far the method moves a map: (x, y) in canvas pixels."""
+        return self.drifts.get(spec, (0.0, 0.0))
+
+    def placement(self, spec: MapSpec) -> Placement:
+        """Where a map's cells lie on the slide: where the layer has them, less the method's drift."""
+        layer, (drift_x, drift_y) = self.explainer.geometry(spec), self.drift(spec)
         return Placement.of(
             self.grid.canvas, layer.reduction, layer.centre_x - drift_x, layer.centre_y - drift_y
         )
 
-    def near_tissue(self, cell_y: int, rows: int) -> NDArray[np.bool_]:
-        """Tell which cells of some rows of the heatmap, (rows, W), are at most 20 µm from tissue."""
-        place, mpp = self.placement, self.slide.mpp
-        x, y = place.centre(np.arange(self.cells.w), np.arange(cell_y, cell_y + rows)[:, None])
+    def near_tissue(self, spec: MapSpec, cell_y: int, rows: int) -> NDArray[np.bool_]:
+        """Tell which cells of some rows of a map, (rows, W), are at most 20 µm from tissue."""
+        place, mpp, width = self.placement(spec), self.slide.mpp, self.cells(spec).w
+        x, y = place.centre(np.arange(width), np.arange(cell_y, cell_y + rows)[:, None])
         w, h = NEAR_TISSUE_UM / mpp.x, NEAR_TISSUE_UM / mpp.y
         return self.tissue.fractions(x - w, y - h, 2 * w, 2 * h) > 0
 
-    @property
-    def cells(self) -> Size:
-        """Size of the heatmap in cells."""
-        layer = self.explainer.geometry
-        return self.grid.cell_size(layer.cell_w, layer.cell_h)
+    def cells(self, spec: MapSpec) -> Size:
+        """Size of a map in cells."""
+        layer = self.explainer.geometry(spec)
+        return self.grid.cell_size(layer.reduction, layer.cell_w, layer.cell_h)
 
 
-def plan_slide(slide: Slide, explainer: Explainer, settings: RunSettings) -> Plan:
-    """Lay the tile grid over a slide and pick the tiles with tissue."""
+def plan_slide(
+    slide: Slide,
+    explainer: Explainer,
+    settings: RunSettings,
+    there: Mapping[MapSpec, int] | None = None,
+) -> Plan:
+    """Lay the tile grid over a slide and pick the tiles with tissue.
+
+    Parameters
+    ----------
+    slide, explainer, settings
+        What is explained, and how.
+    there
+        Maps that are there already, which are not made again, and their layers' reductions. The patches lie
+        as they would in a run that makes those and the new ones.
+    """
+    there = there or {}
+    layers = [explainer.geometry(spec) for spec in explainer.maps]
+    reduction = math.lcm(*(layer.reduction for layer in layers), *there.values())
     canvas = canvas_for(slide, wanted_mpp(explainer.classifier))
-    layer = explainer.geometry
     grid = TileGrid.over(
-        canvas, explainer.classifier.patch, settings.overlap, layer.reduction, layer.total_stride
+        canvas, explainer.classifier.patch, settings.overlap, reduction, layers[0].total_stride
     )
     tissue = tissue_mask(slide)
     shares = tissue_shares(grid, tissue)
     wanted = np.flatnonzero(shares >= settings.tissue_threshold).tolist()
-    tiles = [grid[i] for i in wanted]
-    return Plan(slide, explainer, grid, tissue, tiles, [float(shares[i]) for i in wanted])
+    return Plan(
+        slide,
+        explainer,
+        tuple(spec for spec in explainer.maps if spec not in there),
+        grid,
+        tissue,
+        [grid[i] for i in wanted],
+        [float(shares[i]) for i in wanted],
+    )
 
 
 def with_drift(plan: Plan, workers: int) -> Plan:
-    """Measure the method's drift on some of the plan's patches, evenly taken, and place the map by it."""
-    if not plan.explainer.may_drift:
+    """Measure the methods' drift on some of the plan's patches, evenly taken, and place the maps by it."""
+    drifting: Collection[MapSpec] = set(plan.explainer.may_drift).intersection(plan.maps)
+    if not drifting:
         return plan
     sample = plan.tiles[:: -(-len(plan.tiles) // DRIFT_PATCHES) or 1]
     patches = PatchReader(plan.slide, plan.grid, sample, workers).read_all()
-    return replace(plan, drift=plan.explainer.drift(patches))
+    return replace(plan, drifts=plan.explainer.drift(patches))

@@ -1,8 +1,7 @@
-"""``run.json``: what was done, with what, how long it took. A folder without a complete one is unfinished."""
+"""What ``run.json`` says of a run: what was done, with what, and how long it took."""
 
 from __future__ import annotations
 
-import json
 import platform
 import sys
 import time
@@ -12,22 +11,20 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wsi_saliency.settings import RunSettings
+from wsi_saliency.heatmap.result import SURROGATE_HASH, MapRecord, with_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Iterable, Iterator, Sequence
 
+    from wsi_saliency.heatmap.ome_zarr import Heatmap
     from wsi_saliency.heatmap.overview import Predictions
+    from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.engine import Explainer
+    from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.plan import Plan
 
-RUN_JSON = "run.json"
-ZARR, TIFF, OVERVIEW, TILES = "saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv"
-COMPLETE = "complete"
 _PACKAGES = ("wsi-saliency", "torch", "timm", "openslide-python", "tifffile", "zarr", "numpy")
-_WITHOUT_EFFECT = frozenset({"weights", "batch", "workers", "device"})  # the weights' hash is compared
-_SURROGATE = "surrogate_sha256"
 _T = TypeVar("_T")
 
 
@@ -65,91 +62,80 @@ class Stopwatch:
             yield item
 
 
-def read_record(folder: Path) -> dict[str, Any] | None:
-    """Return the record of a complete result, or None where there is none."""
-    try:
-        record = json.loads((folder / RUN_JSON).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return record if isinstance(record, dict) and record.get("status") == COMPLETE else None
-
-
-def differences(
-    record: dict[str, Any],
-    slide: Path,
-    settings: RunSettings,
-    weights: Mapping[str, str | None] | None = None,
-) -> tuple[str, ...]:
-    """Say in what an existing result differs from what is asked now, a few words each.
-
-    Parameters
-    ----------
-    record
-        What `read_record` returned.
-    slide, settings
-        What is asked now.
-    weights
-        `weight_hashes` of what would explain the slide now; None if it is not loaded, and then not compared.
-    """
-    before, now = RunSettings().to_json() | record.get("settings", {}), settings.to_json()
-    words = [
-        f"{name.replace('_', '-')} {_shown(before[name])} (now {_shown(value)})"
-        for name, value in now.items()
-        if name not in _WITHOUT_EFFECT and value != before[name]
-    ]
-    before_weights = record.get("model", {})
-    for name, value in (weights or {}).items():
-        if value != before_weights.get(name):
-            words.append("another surrogate" if name == _SURROGATE else "other weights")
-    facts = record.get("slide", {})
-    if slide.name != facts.get("name") or (slide.is_file() and slide.stat().st_size != facts.get("bytes")):
-        words.append("another slide file")
-    return tuple(words)
-
-
 def weight_hashes(explainer: Explainer) -> dict[str, str | None]:
     """Return the hashes of a classifier's weights and of its surrogate's, None without one."""
     surrogate = explainer.network.surrogate
-    return {"sha256": explainer.classifier.sha256, _SURROGATE: surrogate.sha256 if surrogate else None}
+    return {"sha256": explainer.classifier.sha256, SURROGATE_HASH: surrogate.sha256 if surrogate else None}
 
 
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value))
-    return "default" if value is None else str(value)
+def map_record(plan: Plan, spec: MapSpec, heatmap: Heatmap) -> MapRecord:
+    """Collect what is said of a finished map."""
+    geometry = plan.explainer.geometry(spec)
+    return MapRecord(
+        spec,
+        plan.explainer.asked_as[spec],
+        not plan.explainer.network.is_magnitude(spec.attribution),
+        heatmap.info.channels,
+        asdict(geometry) | {"strided_behind": list(geometry.strided_behind)},
+        plan.placement(spec),
+        plan.cells(spec),
+        plan.drift(spec),
+        heatmap.windows,
+    )
 
 
 def run_record(
-    plan: Plan, settings: RunSettings, predictions: Predictions, clock: Stopwatch
+    plan: Plan,
+    settings: RunSettings,
+    maps: Sequence[MapRecord],
+    predictions: Sequence[Predictions],
+    clock: Stopwatch,
+    before: Result | None = None,
 ) -> dict[str, Any]:
-    """Collect the record of a finished slide, JSON-ready."""
-    geometry = plan.explainer.geometry
+    """Collect the record of a finished slide, JSON-ready.
+
+    Parameters
+    ----------
+    plan, settings, clock
+        What was done, and how long it took.
+    maps
+        All maps of the result.
+    predictions
+        What the classifier said of the slide, for each target.
+    before
+        The result that maps were added to, if there was one.
+    """
+    names = plan.explainer.target_names
     return {
-        "status": COMPLETE,
         "started": clock.started.isoformat(timespec="seconds"),
         "seconds": {"total": round(clock.total, 3)} | {k: round(v, 3) for k, v in clock.seconds.items()},
         "slowest_station": max(clock.seconds, key=lambda name: clock.seconds[name]),
         "peak_memory_mb": _peak_memory_mb(),
-        "settings": settings.to_json(),
+        "settings": _settings_facts(settings, before),
         "slide": _slide_facts(plan),
-        "model": _model_facts(plan),
-        "layer": asdict(geometry) | {"strided_behind": list(geometry.strided_behind)},
-        "grid": _grid_facts(plan),
-        "placement": asdict(plan.placement) | {"unit": "level-0 pixels", "cells": asdict(plan.cells)},
-        "values": "magnitude" if plan.explainer.network.is_magnitude else "signed",
-        "drift": {
-            "x": plan.drift[0],
-            "y": plan.drift[1],
-            "unit": "canvas pixels, taken out of the placement",
-        },
-        "patches": {
-            "grid": len(plan.grid),
-            "tissue": len(plan.tiles),
-            "positive": predictions.positive,
-            "highest_probability": predictions.highest,
-        },
+        "model": _model_facts(plan, before),
+        "targets": [
+            {"name": name, "index": index, "positive": said.positive, "highest_probability": said.highest}
+            for name, index, said in zip(names, plan.explainer.targets, predictions, strict=True)
+        ],
+        "maps": with_names(maps, names),
+        "grid": grid_facts(plan),
+        "patches": {"grid": len(plan.grid), "tissue": len(plan.tiles)},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
     }
+
+
+def _settings_facts(settings: RunSettings, before: Result | None) -> dict[str, Any]:
+    """Return the settings; where maps were added, with the layers, methods and attributions of all runs."""
+    facts = settings.to_json()
+    if before is None:
+        return facts
+    earlier = before.record["settings"]
+    joined = {
+        name: list(dict.fromkeys([*earlier[name], *facts[name]]))
+        for name in ("layers", "methods", "attributions")
+    }
+    return facts | joined | {"targets": earlier["targets"]}
 
 
 def _slide_facts(plan: Plan) -> dict[str, Any]:
@@ -170,26 +156,29 @@ def _slide_facts(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _model_facts(plan: Plan) -> dict[str, Any]:
+def _model_facts(plan: Plan, before: Result | None) -> dict[str, Any]:
     explainer, classifier = plan.explainer, plan.explainer.classifier
+    hashes = weight_hashes(explainer)
+    if before is not None and hashes[SURROGATE_HASH] is None:
+        hashes[SURROGATE_HASH] = before.record["model"][SURROGATE_HASH]
     return {
         "uri": classifier.uri,
         "architecture": classifier.architecture,
-        **weight_hashes(explainer),
+        **hashes,
         "mpp": classifier.mpp,
         "patch": classifier.patch,
         "mean": list(classifier.mean),
         "std": list(classifier.std),
         "classes": list(classifier.class_names),
         "output": classifier.output,
-        "target": classifier.class_names[explainer.target],
         "device": str(explainer.device),
         "precision": explainer.network.precision,
         "batch": explainer.batch,
     }
 
 
-def _grid_facts(plan: Plan) -> dict[str, Any]:
+def grid_facts(plan: Plan) -> dict[str, Any]:
+    """Say where patches lie."""
     grid = plan.grid
     return {
         "canvas": {"w": grid.canvas.w, "h": grid.canvas.h},

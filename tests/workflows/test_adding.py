@@ -1,0 +1,296 @@
+"""Maps added to a result that is there: only they are made, and what was there stays as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import (
+    OUTPUTS,
+    SETTINGS,
+    assert_same_values,
+    explained,
+    explainer_for,
+    is_left,
+    rows_of,
+    strict_json,
+)
+from tests.helpers.slides import pyramid, section, write_svs
+from wsi_saliency.errors import OutputError
+from wsi_saliency.heatmap.result import Result
+from wsi_saliency.mapspec import MapSpec
+from wsi_saliency.saliency.network import Network
+from wsi_saliency.workflows import explain as pipeline
+from wsi_saliency.workflows.explain import explain_slide
+
+FIRST = replace(SETTINGS, layers=("16",), targets=("normal", "tumour"))
+FINER = replace(FIRST, layers=("8",))
+COARSE, FINE = (MapSpec(layer, "none", "gradient") for layer in ("stage4", "stage3"))
+
+
+@pytest.fixture(autouse=True)
+def _quick_overview(monkeypatch):
+    monkeypatch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    levels = pyramid(section(320, 256, (64, 64, 160, 128)), (1, 2))
+    return write_svs(tmp_path_factory.mktemp("slides") / "section.svs", levels)
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """The maps that networks have made, in order, each once."""
+    specs = {}
+    explain = Network.explain
+
+    def noting(self, images, targets, take, maps=None):
+        specs.update(dict.fromkeys(self.maps if maps is None else maps))
+        return explain(self, images, targets, take, maps)
+
+    monkeypatch.setattr(Network, "explain", noting)
+    return specs
+
+
+def everything_in(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# -------------------------------------------------------------------------------------------- adding
+
+
+def test_only_the_map_that_is_missing_is_made(slide, tmp_path, made):
+    explained(slide, tmp_path / "out", FIRST)
+    made.clear()
+    result = explained(slide, tmp_path / "out", replace(FIRST, layers=("8", "16")))
+    assert list(made) == [FINE]
+    assert (result.kept, result.differences, result.added) == (False, (), (FINE,))
+    assert [found.spec for found in result.maps] == [COARSE, FINE]
+    assert is_left(result.folder) == ["out"]
+
+
+def test_a_result_with_an_added_map_is_that_of_one_run(slide, tmp_path):
+    explained(slide, tmp_path / "out", FIRST)
+    added = explained(slide, tmp_path / "out", FINER)
+    whole = explained(slide, tmp_path / "whole", replace(FIRST, layers=("16", "8")))
+    assert_same_values(added.folder, whole.folder)
+    for key in ("maps", "targets", "grid", "patches", "model", "slide", "settings"):
+        assert added.record[key] == whole.record[key], key
+
+
+def test_the_older_files_are_the_same_under_their_new_names(slide, tmp_path):
+    before = explained(slide, tmp_path / "out", FIRST)
+    files, rows = everything_in(before.folder), rows_of(before.folder)
+    after = explained(slide, tmp_path / "out", FINER)
+    names = after.files(COARSE)
+    now = everything_in(after.folder)
+    for path, content in files.items():
+        if path.parts[0] in OUTPUTS - {"tiles.csv", "run.json"}:
+            new = str(path).replace("saliency.ome", f"saliency.{COARSE.name}.ome", 1)
+            assert now.pop(type(path)(new)) == content
+    left = {path.parts[0] for path in now}
+    assert left == {*vars(after.files(FINE)).values(), "tiles.csv", "run.json"}
+    assert names.ome_zarr == f"saliency.{COARSE.name}.ome.zarr"
+    assert (after.maps[0], names.overview) == (before.maps[0], "overview.png")
+    for row, joined in zip(rows, rows_of(after.folder), strict=True):
+        assert list(row) == list(joined)[: len(row)]
+        assert {name: joined[name] for name in row} == row
+        assert len(joined) == len(row) + 4
+
+
+def test_the_columns_of_a_single_map_and_target_get_its_name(slide, tmp_path):
+    one = replace(FIRST, targets=("tumour",))
+    before = rows_of(explained(slide, tmp_path / "out", one).folder)
+    after = rows_of(explained(slide, tmp_path / "out", replace(one, layers=("8",))).folder)
+    for what in ("saliency_mean", "saliency_max"):
+        assert [row[what] for row in before] == [row[f"{what}.{COARSE.name}.tumour"] for row in after]
+        assert what not in after[0]
+
+
+def test_maps_are_added_again_and_again(slide, tmp_path, made):
+    changes = ({}, {"layers": ("8",)}, {"methods": ("centred-hook",)}, {"attributions": ("deeplift",)})
+    for change in changes:
+        made.clear()
+        result = explained(slide, tmp_path / "out", replace(FIRST, **change))
+        assert len(made) == 1
+    assert [found.spec for found in result.maps] == [
+        COARSE,
+        FINE,
+        replace(COARSE, method="centred-hook"),
+        replace(COARSE, attribution="deeplift"),
+    ]
+    names = [name for found in result.maps for name in vars(result.files(found.spec)).values()]
+    assert {path.name for path in result.folder.iterdir()} == {*names, "tiles.csv", "run.json"}
+    settings = strict_json(result.folder / "run.json")["settings"]
+    assert settings["methods"] == ["none", "centred-hook"]
+    assert settings["attributions"] == ["gradient", "deeplift"]
+
+
+@pytest.mark.parametrize("targets", [("tumour",), ("tumour", "normal"), ("1",), (" TUMOUR ", "0")])
+def test_an_added_map_has_all_targets_of_the_result(slide, tmp_path, targets):
+    explained(slide, tmp_path / "out", FIRST)
+    wanted = replace(FINER, targets=tuple(target.strip().lower() for target in targets))
+    settings = replace(wanted, targets=targets)
+    added = explain_slide(slide, tmp_path / "out", settings, explainer=explainer_for(wanted))
+    assert added.added == (FINE,)
+    whole = explained(slide, tmp_path / "whole", replace(FIRST, layers=("16", "8")))
+    assert_same_values(added.folder, whole.folder)
+    assert added.targets == ("normal", "tumour")
+
+
+# ------------------------------------------------------------------------------------------- keeping
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"layers": ("16",)},
+        {"layers": ("stage4",)},
+        {"layers": ("8", "stage4"), "targets": ("TUMOUR",)},
+        {"targets": ("1", "0")},
+    ],
+    ids=str,
+)
+def test_a_part_of_a_result_is_kept_without_a_classifier(slide, tmp_path, monkeypatch, asked):
+    both = replace(FIRST, layers=("8", "16"))
+    before = explained(slide, tmp_path / "out", both)
+    files = everything_in(before.folder)
+    monkeypatch.setattr(pipeline, "load_explainer", lambda settings: pytest.fail("loaded"))
+    again = explain_slide(slide, tmp_path / "out", replace(both, **asked))
+    assert (again.kept, again.differences, again.added) == (True, (), ())
+    assert everything_in(again.folder) == files
+
+
+def test_a_layer_by_another_name_is_found_to_be_there(slide, tmp_path, made):
+    result = explained(slide, tmp_path / "out", replace(FIRST, layers=("last", "stage5")))
+    assert [found.asked_as for found in result.maps] == [("last", "stage5")]
+    made.clear()
+    again = explained(slide, tmp_path / "out", replace(FIRST, layers=("32",)))
+    assert (again.kept, again.differences) == (True, ())
+    assert not made
+
+
+def test_a_map_that_wants_patches_elsewhere_is_not_added(slide, tmp_path, made):
+    first = explained(slide, tmp_path / "out", FINER)
+    files = everything_in(first.folder)
+    made.clear()
+    other = explained(slide, tmp_path / "out", FIRST)
+    words = "patches 40 px apart, which does not suit the new layers (now 48)"
+    assert (other.kept, other.differences, other.added) == (True, (words,), ())
+    assert not made
+    assert everything_in(first.folder) == files
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"overlap": 0.25}, "overlap 0.5 (now 0.25)"),
+        ({"targets": ()}, "target tumour (now default)"),
+        ({"targets": ("all",)}, "target tumour (now all)"),
+        ({"targets": ("normal", "tumour")}, "target tumour (now normal,tumour)"),
+        ({"signed": True}, "signed False (now True)"),
+    ],
+    ids=str,
+)
+def test_what_else_differs_is_named_and_nothing_added(slide, tmp_path, made, change, words):
+    first = explained(slide, tmp_path / "out", replace(FIRST, targets=("tumour",)))
+    files = everything_in(first.folder)
+    made.clear()
+    other = explained(slide, tmp_path / "out", replace(FINER, **{"targets": ("tumour",)} | change))
+    assert (other.kept, other.differences) == (True, (words,))
+    assert not made
+    assert everything_in(first.folder) == files
+
+
+def test_a_map_of_other_weights_is_not_added(slide, tmp_path, made):
+    first = explained(slide, tmp_path / "out", FIRST)
+    explainer = explainer_for(FINER)
+    made.clear()
+    changed = replace(explainer, classifier=replace(explainer.classifier, sha256="1" * 64))
+    other = explain_slide(slide, tmp_path / "out", FINER, explainer=changed)
+    assert (other.kept, other.differences) == (True, ("other weights",))
+    assert not made
+    assert strict_json(first.folder / "run.json") == first.record
+
+
+def test_a_result_of_an_older_version_is_kept_and_named(slide, tmp_path, made):
+    first = explained(slide, tmp_path / "out", FIRST)
+    older = {key: value for key, value in first.record.items() if key not in ("schema", "maps", "targets")}
+    (first.folder / "run.json").write_text(json.dumps(older))
+    files = everything_in(first.folder)
+    made.clear()
+    for settings in (FIRST, FINER):
+        other = explained(slide, tmp_path / "out", settings)
+        assert (other.kept, other.differences) == (True, ("another version of the program",))
+    assert not made
+    assert everything_in(first.folder) == files
+    with pytest.raises(OutputError, match=r"run\.json: not written by this version .* --overwrite"):
+        _ = other.maps
+    assert explained(slide, tmp_path / "out", FINER, overwrite=True).maps[0].spec == FINE
+
+
+def test_overwriting_makes_all_maps_anew_and_no_others(slide, tmp_path, made):
+    explained(slide, tmp_path / "out", replace(FIRST, layers=("8", "16")))
+    made.clear()
+    result = explained(slide, tmp_path / "out", FINER, overwrite=True)
+    assert list(made) == [FINE]
+    assert (result.kept, result.added) == (False, ())
+    assert {path.name for path in result.folder.iterdir()} == OUTPUTS
+    assert is_left(result.folder) == ["out"]
+
+
+# ------------------------------------------------------------------------------------------ failures
+
+STATIONS = ["plan_slide", "_carry_over", "explain_tiles", "write_ome_tiff", "_write_overview", "run_record"]
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left"), KeyboardInterrupt()], ids=["error", "ctrl-c"]
+)
+@pytest.mark.parametrize("station", STATIONS)
+def test_the_older_result_survives_an_addition_that_fails(slide, tmp_path, monkeypatch, station, error):
+    first = explained(slide, tmp_path / "out", FIRST)
+    files = everything_in(first.folder)
+    work = getattr(pipeline, station)
+
+    def failing(*args, **how):
+        work(*args, **how)
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, station, failing)
+        with pytest.raises(type(error)):
+            explained(slide, tmp_path / "out", FINER)
+    assert everything_in(first.folder) == files
+    assert is_left(first.folder) == ["out"]
+    assert explained(slide, tmp_path / "out", FINER).added == (FINE,)
+
+
+KILLED = """
+import os, sys
+from dataclasses import replace
+from tests.helpers.runs import SETTINGS, explained
+from wsi_saliency.workflows import explain as pipeline
+
+pipeline.write_overview = lambda *args, **how: os._exit(9)  # when the stores and the TIFF are written
+explained(sys.argv[1], sys.argv[2], replace(SETTINGS, layers=("8",), targets=("normal", "tumour")))
+"""
+
+
+def test_the_older_result_survives_an_addition_that_is_killed(slide, tmp_path):
+    first = explained(slide, tmp_path / "out", FIRST)
+    files = everything_in(first.folder)
+    command = [sys.executable, "-c", KILLED, slide, first.folder]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, timeout=120)
+    assert done.returncode == 9
+    assert everything_in(first.folder) == files
+    assert Result.read(first.folder).record == first.record
+    assert explained(slide, tmp_path / "out", FINER).added == (FINE,)
+    assert is_left(first.folder) == ["out"]

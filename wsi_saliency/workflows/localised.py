@@ -1,0 +1,139 @@
+"""How well the maps of a whole slide find what is drawn on it."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsi_saliency.errors import SettingsError
+from wsi_saliency.evaluation.annotations import Annotations, annotations_for, read_annotations
+from wsi_saliency.evaluation.localisation import localise, patch_probability_map
+from wsi_saliency.evaluation.maps import kind_of
+from wsi_saliency.evaluation.results import Localised
+from wsi_saliency.saliency.smoothing import SMOOTHING
+from wsi_saliency.settings import RunSettings
+from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.workflows.explain import explain_slide
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from wsi_saliency.geometry import Placement
+    from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.mapspec import MapSpec
+    from wsi_saliency.settings import EvaluationSettings
+    from wsi_saliency.workflows.evaluated import EvaluatedClassifier
+
+log = logging.getLogger(__name__)
+
+_TISSUE = 0.5  # share of a cell from which on it counts as tissue
+
+
+def annotations_on(slides: Iterable[Path], settings: EvaluationSettings) -> dict[Path, Annotations]:
+    """Read what is drawn on slides, and make sure that it is on them; empty if nothing was named.
+
+    Raises
+    ------
+    SettingsError
+        If annotations cannot be read, do not lie on their slide, or are those of two slides.
+    """
+    if settings.annotations is None:
+        return {}
+    files: dict[Path, Path] = {}  # and their slides
+    for slide in slides:
+        file = annotations_for(slide, settings.annotations)
+        if other := files.get(file):
+            raise SettingsError(
+                f"{file}: cannot be of both {other} and {slide}; --annotations takes the file of one slide, "
+                "or a folder with a file of each slide's name"
+            )
+        files[file] = slide
+    return {slide: _drawn_on(slide, file, settings) for file, slide in files.items()}
+
+
+def _drawn_on(slide: Path, file: Path, settings: EvaluationSettings) -> Annotations:
+    drawn = read_annotations(file).only(settings.annotation_classes).scaled(settings.annotation_scale)
+    with open_slide(slide, settings.mpp) as opened:
+        drawn.check_on(opened.size)
+    return drawn
+
+
+def localised_on(
+    evaluated: EvaluatedClassifier, path: Path, name: str, drawn: Annotations, maps: Path, *, progress: bool
+) -> Iterator[Localised]:
+    """Compare the slide's maps, and the classifier's own patch probabilities, with what is drawn on it.
+
+    Parameters
+    ----------
+    evaluated
+        The classifier and its maps; those at the main layer are compared.
+    path, name
+        The slide, and what it is called in the report.
+    drawn
+        Its annotations.
+    maps
+        Folder of its maps; what is there already is taken.
+    progress
+        Show a bar for each map, where there is a terminal.
+    """
+    for i, spec in enumerate(evaluated.main):
+        folder = maps / "-".join((spec.method, spec.attribution))
+        result = _slide_map(evaluated, spec, path, folder, progress=progress)
+        heatmap = result.heatmap()
+        place, values = heatmap.info.placement, heatmap.read(0)
+        height, width = values.shape
+        lattice = width, height, place.x0, place.y0, place.fx, place.fy
+        positive, inside = drawn.mask(*lattice), _in_tissue(path, evaluated.settings, place, width, height)
+        if not positive[inside].any():
+            log.warning("%s: none of its areas lies in tissue of %s", drawn.path, path.name)
+        if i == 0:
+            boxes, p = result.tile_probabilities(evaluated.target_name)
+            scores = localise(patch_probability_map(boxes, p, *lattice), positive, inside)
+            yield Localised(name, None, *scores)
+        found = localise(values, positive, inside)
+        yield Localised(name, kind_of(evaluated.network, spec), *found)
+
+
+def _in_tissue(
+    path: Path, settings: EvaluationSettings, place: Placement, width: int, height: int
+) -> NDArray[np.bool_]:
+    """Tell which cells (height, width) of a slide's map are tissue."""
+    with open_slide(path, settings.mpp) as slide:
+        tissue = tissue_mask(slide)
+    x, y = place.centre(np.arange(width), np.arange(height)[:, None])
+    return tissue.fractions(x - place.fx / 2, y - place.fy / 2, place.fx, place.fy) > _TISSUE
+
+
+def _slide_map(
+    evaluated: EvaluatedClassifier, spec: MapSpec, path: Path, folder: Path, *, progress: bool
+) -> Result:
+    """Make the map of a whole slide, or take the one that an evaluation with the same settings has left."""
+    s = evaluated.settings
+    settings = RunSettings(
+        model=s.model,
+        weights=s.weights,
+        methods=(spec.method,),
+        attributions=(spec.attribution,),
+        surrogate=s.surrogate if SMOOTHING[spec.method].imitates else None,
+        layers=(spec.layer,),
+        targets=() if s.target is None else (s.target,),
+        mpp=s.mpp,
+        model_mpp=s.model_mpp,
+        patch=s.patch,
+        tissue_threshold=s.tissue_threshold,
+        batch=s.batch,
+        workers=s.workers,
+        device=s.device,
+        precision=s.precision,
+    )
+    explainer = evaluated.explainer_of(spec)
+    explain = partial(explain_slide, path, folder, settings, explainer=explainer, progress=progress)
+    result = explain()
+    return explain(overwrite=True) if result.differences else result

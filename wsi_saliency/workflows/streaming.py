@@ -1,0 +1,227 @@
+"""The way of the patches: read, explained, stitched into the maps, noted in the table of patches."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from wsi_saliency.heatmap.ome_zarr import HeatmapWriter
+from wsi_saliency.heatmap.overview import Predictions
+from wsi_saliency.heatmap.pyramid import HeatmapInfo
+from wsi_saliency.heatmap.result import (
+    BOX_COLUMNS,
+    TILES,
+    MapFiles,
+    columns_of,
+    probability_column,
+    tile_table,
+)
+from wsi_saliency.heatmap.stitching import Stitcher
+from wsi_saliency.messages import printable
+from wsi_saliency.models.classifier import probabilities
+from wsi_saliency.slides.blocks import PatchReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from wsi_saliency.geometry import Tile
+    from wsi_saliency.heatmap.ome_zarr import Heatmap
+    from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.mapspec import MapSpec
+    from wsi_saliency.saliency.engine import Explanation
+    from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.plan import Plan
+    from wsi_saliency.workflows.record import Stopwatch
+
+    WriteRows = Callable[[int, NDArray[np.float32]], None]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MapSink:
+    """Where one map's values go: stitched, and from there into its store."""
+
+    stitcher: Stitcher
+    store: HeatmapWriter
+
+    @classmethod
+    def create(cls, path: Path, plan: Plan, spec: MapSpec, settings: RunSettings) -> MapSink:
+        """Start the store of a map at ``path``."""
+        layer, channels = plan.explainer.geometry(spec), len(plan.explainer.targets)
+        store = HeatmapWriter.create(
+            path, plan.cells(spec), heatmap_info(plan, spec), settings.ome_zarr, settings.range
+        )
+        stitcher = Stitcher(
+            plan.grid,
+            plan.tiles,
+            layer.reduction,
+            layer.cell_w,
+            layer.cell_h,
+            channels,
+            _near_tissue(plan, spec, store.write_rows),
+        )
+        return cls(stitcher, store)
+
+    def add(self, tiles: Sequence[Tile], maps: Tensor) -> None:
+        """Add the maps (n, T, h, w) of some patches."""
+        for tile, cell_maps in zip(tiles, maps.numpy(), strict=True):
+            self.stitcher.add(tile, cell_maps)
+
+    def finish(self) -> Heatmap:
+        """Write what is left, and open the finished map."""
+        self.stitcher.finish()
+        return self.store.finish()
+
+
+def heatmap_info(plan: Plan, spec: MapSpec) -> HeatmapInfo:
+    """Collect what a map's files say about themselves."""
+    explainer, classifier = plan.explainer, plan.explainer.classifier
+    quantity = explainer.network.quantity(spec.attribution)
+    magnitude = explainer.network.is_magnitude(spec.attribution)
+    return HeatmapInfo(
+        slide_name=plan.slide.path.name,
+        slide_size=plan.slide.size,
+        slide_mpp=plan.slide.mpp,
+        placement=plan.placement(spec),
+        channels=tuple(
+            " · ".join([quantity, spec.method, spec.layer, target]) for target in explainer.target_names
+        ),
+        details={
+            "model": classifier.uri,
+            "model_sha256": classifier.sha256,
+            "method": spec.method,
+            "attribution": spec.attribution,
+            "values": "magnitude" if magnitude else "signed",
+            "layer": spec.layer,
+            "target": ", ".join(explainer.target_names),
+        },
+    )
+
+
+def explain_tiles(
+    plan: Plan,
+    settings: RunSettings,
+    work: Path,
+    clock: Stopwatch,
+    *,
+    before: Result | None = None,
+    progress: bool = False,
+) -> tuple[dict[MapSpec, Heatmap], list[Predictions]]:
+    """Stream the patches through the classifier, their maps to the stores, their figures to the table.
+
+    Parameters
+    ----------
+    plan, settings
+        What is done.
+    work
+        The folder that the result grows in.
+    clock
+        Told how long each station takes.
+    before
+        The result that the maps are added to: its maps keep their columns of the table.
+    progress
+        Show a bar where there is a terminal.
+
+    Returns
+    -------
+    The finished maps, and what the classifier says of the patches, for each target.
+    """
+    earlier = [found.spec for found in before.maps] if before else []
+    files = MapFiles.of([*earlier, *plan.maps])
+    sinks = {spec: MapSink.create(work / files[spec].ome_zarr, plan, spec, settings) for spec in plan.maps}
+    reader = PatchReader(plan.slide, plan.grid, plan.tiles, settings.workers)
+    rows = _Rows(plan, before)
+    with (
+        tile_table(work / TILES, rows.columns) as write_row,
+        tqdm(
+            total=len(plan.tiles),
+            desc=printable(plan.slide.path.name),
+            unit="patch",
+            disable=None if progress else True,
+        ) as bar,
+    ):
+        for tiles, patches in clock.iterate("read", reader.batches(plan.explainer.batch)):
+            with clock.station("explain"):
+                explanation = plan.explainer(patches, plan.maps)
+            with clock.station("stitch"):
+                for spec, sink in sinks.items():
+                    sink.add(tiles, explanation.maps[spec])
+                for row in rows.of(tiles, explanation):
+                    write_row(row)
+            bar.update(len(tiles))
+    with clock.station("zarr"):
+        return {spec: sink.finish() for spec, sink in sinks.items()}, rows.predictions
+
+
+def _near_tissue(plan: Plan, spec: MapSpec, write_rows: WriteRows) -> WriteRows:
+    """Put 0 where there is no tissue near, unless every patch of the slide was wanted."""
+    if len(plan.tiles) == len(plan.grid):
+        return write_rows
+    return lambda cell_y, rows: write_rows(
+        cell_y, np.where(plan.near_tissue(spec, cell_y, rows.shape[1]), rows, 0)
+    )
+
+
+class _Rows:
+    """Makes the rows of the table of patches, and counts what the classifier says of the targets."""
+
+    def __init__(self, plan: Plan, before: Result | None) -> None:
+        self._plan = plan
+        self._shares = iter(plan.tissue_shares)
+        self._said: list[list[float]] = [[] for _ in plan.explainer.targets]
+        earlier = [found.spec for found in before.maps] if before else []
+        names = columns_of([*earlier, *plan.maps], plan.explainer.target_names)
+        self._columns = [name for pairs in names.values() for pair in pairs for name in pair]
+        self._earlier = _earlier_figures(before) if before else None
+
+    @property
+    def columns(self) -> list[str]:
+        """Headings of the table."""
+        classes = self._plan.explainer.classifier.class_names
+        return [*BOX_COLUMNS, *map(probability_column, classes), *self._columns]
+
+    @property
+    def predictions(self) -> list[Predictions]:
+        """What was said of all patches so far, for each target."""
+        pairs = zip(self._plan.explainer.target_names, self._said, strict=True)
+        return [Predictions.of(name, said) for name, said in pairs]
+
+    def of(self, tiles: Iterable[Tile], explanation: Explanation) -> Iterator[list[object]]:
+        """Yield the rows of some patches."""
+        explainer = self._plan.explainer
+        scores = probabilities(explanation.logits, explainer.classifier.output).tolist()
+        figures = _figures(explanation.maps, self._plan.maps)
+        for tile, score, numbers in zip(tiles, scores, figures, strict=True):
+            for said, target in zip(self._said, explainer.targets, strict=True):
+                said.append(score[target])
+            box, tissue = self._plan.grid.level0_box(tile), f"{next(self._shares):.4f}"
+            earlier = next(self._earlier) if self._earlier else ()
+            made = [f"{value:.6g}" for value in numbers]
+            yield [*box, tissue, *(f"{value:.6g}" for value in score), *earlier, *made]
+
+
+def _figures(maps: Mapping[MapSpec, Tensor], specs: Sequence[MapSpec]) -> list[list[float]]:
+    """Mean and largest value of each patch's maps, (n, 2 · T · maps), in the order of the columns."""
+    columns: list[list[float]] = []
+    for spec in specs:
+        flat = maps[spec].flatten(2)
+        for target in range(flat.shape[1]):
+            columns += [flat[:, target].mean(1).tolist(), flat[:, target].amax(1).tolist()]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def _earlier_figures(before: Result) -> Iterator[list[str]]:
+    """Yield what the table says of the maps that are there already, row by row."""
+    names = columns_of([found.spec for found in before.maps], before.targets)
+    columns = [name for pairs in names.values() for pair in pairs for name in pair]
+    for row in before.tiles():
+        yield [row[name] for name in columns]
