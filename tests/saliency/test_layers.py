@@ -166,12 +166,6 @@ def test_layer_called_twice_is_refused():
         measure(Twice(), "conv", IMAGES)
 
 
-def test_channels_last_layers_are_refused():
-    net = timm.create_model("swin_tiny_patch4_window7_224").eval()
-    with pytest.raises(ModelError, match=r"grid|squares"):
-        measure(net, "layers.1", IMAGES)
-
-
 def test_strided_convolutions_include_shortcuts():
     names = list(strided_convolutions(timm.create_model("resnet18")))
     assert names[0] == "conv1"
@@ -191,28 +185,6 @@ def test_a_number_without_a_stage_is_called_a_reduction():
     assert "no stage of the model lies at 1/64" in str(caught.value)
     assert "(64 is a reduction)" in str(caught.value)
     assert "stage3 (1/8)" in str(caught.value)
-
-
-@pytest.mark.parametrize("architecture", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_stages_without_a_grid_are_not_offered(architecture):
-    net = timm.create_model(architecture).eval()
-    stages = explainable_stages(net, IMAGES)
-    assert [stage.name for stage in stages] == ["patch_embed.proj"]
-    assert measure(net, "patch_embed.proj", IMAGES).reduction == stages[0].reduction
-    assert find_layer(net, "last", IMAGES) == "patch_embed.proj"
-    (note,) = note_on_other_stages(net, stages)
-    assert feature_stages(net, IMAGES)[0].name in note
-    with pytest.raises(ModelError, match=r"tokens.* not supported yet") as caught:
-        find_layer(net, "8", IMAGES)
-    assert "(8 is a reduction)" in str(caught.value)
-    assert "patch_embed.proj (1/" in str(caught.value)
-    assert "input" in str(caught.value)
-
-
-def test_a_token_layer_says_that_it_is_one():
-    net = timm.create_model("vit_tiny_patch16_224").eval()
-    with pytest.raises(ModelError, match=r"'blocks.3' .*\(1, 197, 192\).*tokens.*--layer input"):
-        measure(net, "blocks.3", IMAGES)
 
 
 @pytest.mark.parametrize(

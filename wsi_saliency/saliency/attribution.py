@@ -26,8 +26,9 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
+from wsi_saliency.saliency.layers import layout_of
 from wsi_saliency.saliency.passes import LayerPass, forward_once, independent_of
 from wsi_saliency.saliency.rescale import RecordBaseline, RescaleRule
 from wsi_saliency.saliency.smoothing import GradientAverage
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.rescale import Tape
+    from wsi_saliency.saliency.tokens import Layout
     from wsi_saliency.settings import Attribution, Method
 
 SlopeKind = Literal["derivative", "rescale", "path"]
@@ -65,7 +67,7 @@ class Baseline:
         return {layer: activation.detach() for layer, activation in activations.items()}, record.tape
 
     def activation(self, layer: str) -> Tensor:
-        """Return A′ (1, C, h, w) of a layer."""
+        """Return A′ of a layer, of one image."""
         return self._recorded[0][layer]
 
     @property
@@ -76,7 +78,7 @@ class Baseline:
 
 @dataclass
 class Baselines:
-    """The baseline of a network under one smoothing method, recorded when it is first needed.
+    """The baseline and the layers of a network under one smoothing method, found when first needed.
 
     Parameters
     ----------
@@ -87,12 +89,20 @@ class Baselines:
     model: nn.Module
     image: Tensor
     _made: dict[tuple[str, ...], Baseline] = field(default_factory=dict, init=False)
+    _layouts: dict[tuple[str, Size], Layout] = field(default_factory=dict, init=False)
 
     def of(self, layers: tuple[str, ...]) -> Baseline:
         """Return what it is at some layers, and above the first of them."""
         if layers not in self._made:
             self._made[layers] = Baseline(self.model, layers, self.image)
         return self._made[layers]
+
+    def layout(self, layer: str, images: Tensor) -> Layout:
+        """Return how the cells of a layer lie in its output for images of this size."""
+        key = layer, images.shape[2:]
+        if key not in self._layouts:
+            self._layouts[key] = layout_of(self.model, layer, images)
+        return self._layouts[key]
 
 
 @dataclass(frozen=True)
@@ -169,8 +179,8 @@ def _all_used(activations: dict[str, Tensor], gradients: Sequence[Tensor | None]
 class Slopes(NamedTuple):
     """How steeply the logits depend on layers: derivatives, or what an attribution takes in their place.
 
-    ``activations``: (N, C, h, w) by layer. ``logits`` (N, K). ``each`` yields a method, the number of a
-    target and slopes (N, C, h, w) by layer.
+    ``activations`` by layer, as the layer gives them. ``logits`` (N, K). ``each`` yields a method, the number
+    of a target and slopes by layer, alike.
     """
 
     activations: dict[str, Tensor]
@@ -319,12 +329,18 @@ def attribute(asked: AttributionInput) -> Iterator[AttributionOutput]:
 def _from_slopes(
     asked: AttributionInput, slopes_of: Callable[[AttributionInput], Slopes]
 ) -> Iterator[AttributionOutput]:
+    layouts = {layer: asked.baselines.layout(layer, asked.images) for layer in asked.layers}
     slopes = slopes_of(asked)
     logits = slopes.logits.detach()
     for method, i, by_layer in slopes.each:
+        for layer, slope in by_layer.items():
+            if layouts[layer].only_others_in(slope):
+                raise independent_of(layer, "the cells, only on the other tokens,")
         for spec in asked.maps:
             if spec.method == method and spec.layer in by_layer:
                 rule, activation = ATTRIBUTION[spec.attribution], slopes.activations[spec.layer].detach()
                 if rule.needs_baseline:
                     activation = activation - asked.baseline.activation(spec.layer)
-                yield AttributionOutput(spec, i, rule.values(activation, by_layer[spec.layer]), logits)
+                grid = layouts[spec.layer].grid
+                values = rule.values(grid(activation), grid(by_layer[spec.layer]))
+                yield AttributionOutput(spec, i, values, logits)

@@ -22,9 +22,11 @@ from wsi_saliency.saliency.places import Pair, PlaceFlow, Places, marked
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from wsi_saliency.saliency.tokens import Layout
+
 INPUT = "input"
 LAST = "last"
-NO_TOKENS = "layers of tokens, as in vision transformers, are not supported yet"
+ORDER_LOST = "its cells lie in an order that is not known"
 
 
 def strided_convolutions(model: nn.Module) -> dict[str, nn.Conv2d]:
@@ -62,14 +64,14 @@ def feature_stages(model: nn.Module, images: Tensor) -> list[Stage]:
     images
         Float tensor (N, 3, H, W) to call the network with where it does not name its stages.
     """
-    return _named_stages(model) or _last_and_outermost(_grids(model, images))
+    return _named_stages(model) or _last_and_outermost(_used_grids(model, images))
 
 
 def explainable_stages(model: nn.Module, images: Tensor) -> list[Stage]:
-    """List the feature stages whose output has a grid of cells, the finest first.
+    """List the feature stages whose output has a grid of cells on which the logits depend, the finest first.
 
-    Of a network whose stages all give something else (the tokens of a vision transformer, say), they are the
-    outermost modules that give such a grid.
+    Of a network whose stages all give something else, they are the outermost modules that give such a grid.
+    A vision transformer that answers from its class token depends on no cell of its last block.
 
     Parameters
     ----------
@@ -78,7 +80,7 @@ def explainable_stages(model: nn.Module, images: Tensor) -> list[Stage]:
     images
         Float tensor (N, 3, H, W) that fits the network; its values do not matter.
     """
-    grids = _grids(model, images)
+    grids = _used_grids(model, images)
     named = [Stage(stage.name, grids[stage.name]) for stage in _named_stages(model) if stage.name in grids]
     return named or _last_and_outermost(grids)
 
@@ -90,20 +92,37 @@ def _named_stages(model: nn.Module) -> list[Stage]:
     return [Stage(row["module"], int(row["reduction"])) for row in rows if row.get("module") in modules]
 
 
-def _grids(model: nn.Module, images: Tensor) -> dict[str, int]:
-    """Reductions of all modules that are called once and give a grid of square cells, in order of calls."""
-    found: dict[str, list[int | None]] = {}
+@dataclass(frozen=True)
+class _Grid:
+    """The grid that a module gives: input pixels per cell, and how the cells lie in its output."""
+
+    reduction: int
+    layout: Layout
+
+
+def _used_grids(model: nn.Module, images: Tensor) -> dict[str, int]:
+    """Reductions of all modules that give a grid on whose cells the logits depend, in order of calls."""
+    grids = _grids(model, images[:1])
+    unused = _unused(model, {name: g.layout for name, g in grids.items() if g.layout.has_others}, images[:1])
+    return {name: grid.reduction for name, grid in grids.items() if name not in unused}
+
+
+def _grids(model: nn.Module, image: Tensor) -> dict[str, _Grid]:
+    """Grids of all modules that are called once and give one of square cells, in order of calls."""
+    found: dict[str, list[_Grid | None]] = {}
     flow = PlaceFlow()
 
     def note(name: str, output: object) -> None:
         places = flow.places_of(output)
-        fits = isinstance(output, Tensor) and _has_grid(output) and _is_even(places, output.shape)
-        found.setdefault(name, []).append(round(places.jump[1]) if places and fits else None)
+        fits = isinstance(output, Tensor) and places and places.layout.is_of(output) and _is_even(places)
+        found.setdefault(name, []).append(
+            _Grid(round(places.jump[1]), places.layout) if places and fits else None
+        )
 
     def hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         return lambda module, args, output: note(name, output)
 
-    activation = images.detach().clone()
+    activation = image.detach().clone()
     with ExitStack() as hooks, torch.no_grad(), flow:
         flow.start(activation, Places.of_input(activation))
         for name, module in model.named_modules():
@@ -111,6 +130,29 @@ def _grids(model: nn.Module, images: Tensor) -> dict[str, int]:
                 hooks.enter_context(module.register_forward_hook(hook(name)))
         model(activation)
     return {name: calls[0] for name, calls in found.items() if len(calls) == 1 and calls[0] is not None}
+
+
+def _unused(model: nn.Module, layouts: Mapping[str, Layout], image: Tensor) -> set[str]:
+    """Name the layers with other tokens than cells, on which the logits depend, but on no cell."""
+    outputs: dict[str, Tensor] = {}
+
+    def hook(name: str) -> Callable[[nn.Module, Any, Any], Tensor]:
+        def cut(module: nn.Module, args: object, output: Tensor) -> Tensor:
+            outputs[name] = output if output.requires_grad else output.detach().requires_grad_()
+            return outputs[name].clone()  # what follows may work in place
+
+        return cut
+
+    if not layouts:
+        return set()
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+    with ExitStack() as hooks, torch.enable_grad():
+        for name in layouts:
+            hooks.enter_context(model.get_submodule(name).register_forward_hook(hook(name)))
+        logits = model(noise)
+    gradients = torch.autograd.grad(logits.square().sum(), list(outputs.values()), allow_unused=True)
+    by_name = dict(zip(outputs, gradients, strict=True))
+    return {name for name, g in by_name.items() if g is None or layouts[name].only_others_in(g)}
 
 
 def _last_and_outermost(grids: Mapping[str, int]) -> list[Stage]:
@@ -122,14 +164,8 @@ def _last_and_outermost(grids: Mapping[str, int]) -> list[Stage]:
     return [Stage(name, reduction) for reduction, name in sorted(best.items())]
 
 
-def _has_grid(output: Tensor) -> bool:
-    return output.ndim == 4 and output.shape[2] * output.shape[3] > 1
-
-
-def _is_even(places: Places | None, shape: torch.Size) -> bool:
-    """Whether places are those of whole square cells, in (N, C, h, w) order."""
-    if places is None or places.extent != tuple(shape[2:]):
-        return False
+def _is_even(places: Places) -> bool:
+    """Whether places are those of whole square cells."""
     return places.jump[0] == places.jump[1] and math.isclose(places.jump[1], round(places.jump[1]))
 
 
@@ -188,7 +224,7 @@ def note_on_other_stages(model: nn.Module, explainable: Sequence[Stage]) -> list
     if not others:
         return []
     more = f" and {len(others) - 2} more" if len(others) > 2 else ""
-    return [f"{', '.join(others[:2])}{more} give no grid of cells (N, C, h, w); {NO_TOKENS}"]
+    return [f"{', '.join(others[:2])}{more}: no grid of cells is known there on which the logits depend"]
 
 
 @dataclass(frozen=True)
@@ -242,25 +278,49 @@ def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
     Raises
     ------
     ModelError
-        If the layer is not called, is called more than once, has no (N, C, h, w) grid, or its cells are not
+        If the layer is not called, is called more than once, has no grid of cells, or its cells are not
         square and evenly spaced in whole input pixels.
     """
     flow = PlaceFlow()
-    places: Places | None
-    activation = images.detach().clone()
+    activation = images[:1].detach().clone()
     with torch.no_grad(), flow, marked(strided_convolutions(model), flow):
         flow.start(activation, Places.of_input(activation))
-        if layer == INPUT:
-            output = model(activation)
-            places, shape = Places.of_input(activation), activation.shape
-        else:
-            with spatial_output(model, layer, lambda a: flow.restart(a)):
-                output = model(activation)
-            places, shape = flow.at_layer()
+        output = _output_from(model, layer, activation, flow)
+    at_layer, places = flow.at_layer()
     after = flow.places_of(output) or Places.of_input(activation)
     behind = tuple(name for name in strided_convolutions(model) if name in after.passed)
-    geometry = _geometry(layer, places, shape, after.drift)
+    geometry = _geometry(layer, at_layer, places, after.drift)
     return replace(geometry, strided_behind=behind, total_stride=math.lcm(*flow.reductions))
+
+
+def layout_of(model: nn.Module, layer: str, images: Tensor) -> Layout:
+    """Find how the cells of a layer lie in its output: (N, C, h, w), (N, h, w, C) or tokens.
+
+    Parameters
+    ----------
+    model, layer, images
+        As in `measure`.
+
+    Raises
+    ------
+    ModelError
+        If the layer is not called, is called more than once, or has no grid of cells.
+    """
+    flow = PlaceFlow()
+    activation = images[:1].detach().clone()
+    with torch.no_grad(), flow:
+        flow.start(activation, Places.of_input(activation))
+        _output_from(model, layer, activation, flow)
+    return _on_grid(layer, *flow.at_layer()).layout
+
+
+def _output_from(model: nn.Module, layer: str, activation: Tensor, flow: PlaceFlow) -> object:
+    """Run a network; the flow notes where the layer's cells lie, and follows what depends on it."""
+    if layer == INPUT:
+        flow.restart(activation)
+        return model(activation)
+    with layer_output(model, layer, flow.restart):
+        return model(activation)
 
 
 def total_stride(model: nn.Module, images: Tensor) -> int:
@@ -277,26 +337,37 @@ def total_stride(model: nn.Module, images: Tensor) -> int:
         Float tensor (N, 3, H, W) that fits the network; its values do not matter.
     """
     flow = PlaceFlow()
-    activation = images.detach().clone()
+    activation = images[:1].detach().clone()
     with torch.no_grad(), flow:
         flow.start(activation, Places.of_input(activation))
         model(activation)
     return math.lcm(*flow.reductions)
 
 
-def _geometry(layer: str, places: Places | None, shape: torch.Size, drift: Pair) -> LayerGeometry:
-    if places is None or places.extent != tuple(shape[2:]):
-        raise ModelError(f"layer {layer!r} has no spatial grid in (N, C, h, w) order; choose another --layer")
+def _on_grid(layer: str, output: Tensor, places: Places | None) -> Places:
+    """Make sure that a layer's output, of one image, has a grid of cells."""
+    if places is None or not places.layout.is_of(output):
+        lost = places is not None and output.ndim > 2 and not places.layout.known
+        why = f": {ORDER_LOST}" if lost else ""
+        raise ModelError(
+            f"the output of layer {layer!r}, {tuple(output.shape)}, has no spatial grid{why}; "
+            "choose another --layer"
+        )
+    return places
+
+
+def _geometry(layer: str, output: Tensor, places: Places | None, drift: Pair) -> LayerGeometry:
+    places = _on_grid(layer, output, places)
     jump_y, jump_x = places.jump
-    if jump_x != jump_y or not math.isclose(jump_x, round(jump_x)):
+    if not _is_even(places):
         raise ModelError(
             f"the cells of layer {layer!r} are {jump_x:g} × {jump_y:g} px; whole squares are needed"
         )
     return LayerGeometry(
         layer,
-        channels=shape[1],
-        cell_w=shape[3],
-        cell_h=shape[2],
+        channels=places.layout.grid(output).shape[1],
+        cell_w=places.extent[1],
+        cell_h=places.extent[0],
         reduction=round(jump_x),
         centre_x=places.centre[1],
         centre_y=places.centre[0],
@@ -306,14 +377,14 @@ def _geometry(layer: str, places: Places | None, shape: torch.Size, drift: Pair)
 
 
 @contextmanager
-def spatial_output(model: nn.Module, layer: str, use: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+def layer_output(model: nn.Module, layer: str, use: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
     """Hand a layer's output to ``use``, which may return a tensor to go on with in its place.
 
     Raises
     ------
     ModelError
         On leaving, if the layer was not called; during the call, if it is called twice or its output is not
-        a tensor (N, C, h, w).
+        a tensor that could have a grid of cells.
     """
     calls = 0
 
@@ -324,12 +395,7 @@ def spatial_output(model: nn.Module, layer: str, use: Callable[[Tensor], Tensor 
             raise ModelError(
                 f"layer {layer!r} is called more than once in a forward pass; choose another --layer"
             )
-        if isinstance(output, Tensor) and output.ndim == 3:
-            raise ModelError(
-                f"the output of layer {layer!r} has no spatial grid, it is {tuple(output.shape)}: "
-                f"{NO_TOKENS}; choose --layer input"
-            )
-        if not isinstance(output, Tensor) or not _has_grid(output):
+        if not isinstance(output, Tensor) or output.ndim < 3 or output[0, 0].numel() < 2:
             raise ModelError(f"the output of layer {layer!r} has no spatial grid; choose an earlier --layer")
         return use(output)
 

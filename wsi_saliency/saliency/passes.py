@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.classifier import standard_logits
-from wsi_saliency.saliency.layers import INPUT, spatial_output
+from wsi_saliency.saliency.layers import INPUT, layer_output
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -60,16 +60,17 @@ def forward_once(
             images = cut_at(INPUT, images)
         for layer in layers:
             if layer != INPUT:
-                hooks.enter_context(spatial_output(model, layer, partial(cut_at, layer)))
+                hooks.enter_context(layer_output(model, layer, partial(cut_at, layer)))
         logits = standard_logits(model(images))
     if not logits.requires_grad:
         raise independent_of(layers[0])
     return activations, logits
 
 
-def independent_of(layer: str) -> ModelError:
-    """Say that the logits do not depend on a layer."""
-    return ModelError(f"the logits do not depend on layer {layer!r}; choose another layer (--layer)")
+def independent_of(layer: str, part: str = "") -> ModelError:
+    """Say that the logits do not depend on a layer, or on a part of it."""
+    where = f"{part} of layer" if part else "layer"
+    return ModelError(f"the logits do not depend on {where} {layer!r}; choose another layer (--layer)")
 
 
 class LayerPass:
@@ -98,7 +99,7 @@ class LayerPass:
                 return self.images, standard_logits(self.model(self.images))
             with (
                 _outputs_before(self.model, self.layer, copied=self._copied) as self._below,
-                spatial_output(self.model, self.layer, lambda a: activations.append(a.clone())),
+                layer_output(self.model, self.layer, lambda a: activations.append(a.clone())),
             ):
                 logits = standard_logits(self.model(self.images))
         return activations[0], logits
@@ -109,7 +110,7 @@ class LayerPass:
         Parameters
         ----------
         activation
-            (N, C, h, w), of the same N as the images.
+            As `record` returns it, of the same N as the images.
 
         Returns
         -------
@@ -132,7 +133,7 @@ class LayerPass:
         with (
             torch.enable_grad(),
             _recalled(self._below, copied=self._copied),
-            spatial_output(self.model, self.layer, lambda output: leaf.clone()),
+            layer_output(self.model, self.layer, lambda output: leaf.clone()),
         ):
             return standard_logits(self.model(self.images))
 
