@@ -76,10 +76,11 @@ def test_where_only_the_stem_is_strided_no_hidden_layer_is_smoothed(tmp_path):
     assert all(text.endswith("; smoothed by no method") for text in layers[1:])
 
 
-def test_of_a_vision_transformer_the_layers_that_can_be_explained_are_shown(tmp_path):
+def test_of_a_vision_transformer_the_blocks_that_can_be_explained_are_shown(tmp_path):
     layers, notes = layers_of("test_vit", tmp_path)
-    assert [text.split(":")[0] for text in layers] == ["input", "patch_embed.proj"]
-    assert any("blocks.0" in note and "not supported yet" in note for note in notes)
+    assert [text.split(":")[0] for text in layers] == ["input", *(f"blocks.{i}" for i in range(5))]
+    assert "1/16, 64 channels, 10 × 10 cells" in layers[1]
+    assert any(note.startswith("blocks.5: no grid of cells") for note in notes)
 
 
 def test_the_figures_of_a_grid_are_the_classifier_s_or_those_given():
