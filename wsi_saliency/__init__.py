@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluation.metrics import total_variation as total_variation
     from wsi_saliency.evaluation.phase import phase_stability as phase_stability
     from wsi_saliency.heatmap.result import Result as Result
+    from wsi_saliency.models.classifier import Classifier as Classifier
     from wsi_saliency.models.loading import load_classifier as load_classifier
+    from wsi_saliency.models.own import own_classifier as own_classifier
+    from wsi_saliency.models.spec import ClassifierSpec as ClassifierSpec
     from wsi_saliency.saliency.patches import PatchExplainer as PatchExplainer
     from wsi_saliency.saliency.patches import explain_patches as explain_patches
     from wsi_saliency.saliency.smoothing import smoothed as smoothed
@@ -28,6 +31,8 @@ if TYPE_CHECKING:
     from wsi_saliency.workflows.explain import load_explainer as load_explainer
 
 _HOMES = {
+    "Classifier": "models.classifier",
+    "ClassifierSpec": "models.spec",
     "EvaluationSettings": "settings",
     "evaluate_slide": "workflows.evaluate",
     "evaluate_slides": "workflows.evaluate",
@@ -42,6 +47,7 @@ _HOMES = {
     "load_classifier": "models.loading",
     "load_explainer": "workflows.explain",
     "open_slide": "slides.opening",
+    "own_classifier": "models.own",
     "smoothed": "saliency.smoothing",
     "train_surrogate": "saliency.surrogate_training",
     "Surrogate": "saliency.surrogate",

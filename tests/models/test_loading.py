@@ -30,8 +30,8 @@ def test_missing_file(name: str, tmp_path: Path) -> None:
         load_classifier(str(tmp_path / name))
 
 
-def test_a_folder_is_no_classifier(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is not understood"):
+def test_an_empty_folder_is_no_classifier(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json"):
         load_classifier(str(tmp_path))
 
 

@@ -178,7 +178,7 @@ def test_an_output_that_cannot_be_written_is_found_before_anything_is_read(model
 
 
 def test_a_slide_is_opened_before_the_classifier_is_loaded_and_nothing_is_left(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "load_classifier", lambda *_, **how: pytest.fail("loaded"))
+    monkeypatch.setattr(training, "load_chosen", lambda *_, **how: pytest.fail("loaded"))
     (tmp_path / "bad.svs").touch()
     line = one_line(train(tmp_path / "bad.svs", "demo", tmp_path / "new" / "folder" / "s.safetensors"))
     assert "bad.svs: the file is empty" in line
@@ -187,14 +187,14 @@ def test_a_slide_is_opened_before_the_classifier_is_loaded_and_nothing_is_left(t
 
 def test_a_training_waits_for_another_one_of_the_same_file(slide, model, tmp_path, monkeypatch):
     out = tmp_path / "s.safetensors"
-    load = training.load_classifier
+    load = training.load_chosen
 
     def watched(*args, **how):
         with pytest.raises(Timeout):
             FileLock(tmp_path / ".s.safetensors.lock").acquire(blocking=False)
         return load(*args, **how)
 
-    monkeypatch.setattr(training, "load_classifier", watched)
+    monkeypatch.setattr(training, "load_chosen", watched)
     assert train(slide, model, out).exit_code == 0
     assert [path.name for path in tmp_path.iterdir()] == [out.name]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-Output = Literal["sigmoid", "softmax"]
+    from wsi_saliency.models.spec import Output as Output
 
 ALL_TARGETS = "all"
 TUMOUR_NAMES = frozenset({"tumour", "tumor", "metastasis", "metastases", "cancer"})
@@ -49,9 +49,9 @@ class Classifier:
         Maps normalised patches (N, 3, patch, patch), float32, to logits that `standard_logits` accepts; in
         eval mode, on the CPU, its parameters without gradients.
     uri
-        Where it came from: ``demo``, ``timm:NAME``, ``monai:ORG/NAME`` or a path.
+        Where it came from, as ``--model`` names it.
     architecture
-        Name of the architecture in timm.
+        Name of the architecture, in timm mostly.
     patch
         Side of a patch, pixels at ``mpp``.
     mpp
@@ -63,7 +63,7 @@ class Classifier:
     output
         What turns logits into probabilities.
     sha256
-        Hash of the weights file, hexadecimal.
+        Hash of the weights file, hexadecimal; of a network from Python, of its state.
     notes
         What a user should be told once when it is used.
     named

@@ -5,13 +5,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from wsi_saliency.errors import ModelError
+from wsi_saliency.messages import one_line
 from wsi_saliency.models.classifier import checked
-from wsi_saliency.models.sources import source_of
+from wsi_saliency.models.own import as_classifier
+from wsi_saliency.models.sources import SOURCES, source_of
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_saliency.models.classifier import Classifier
+    from wsi_saliency.settings import ModelSettings
 
 
 def load_classifier(
@@ -20,6 +24,7 @@ def load_classifier(
     *,
     mpp: float | None = None,
     patch: int | None = None,
+    allow_code: bool = False,
 ) -> Classifier:
     """Load a classifier and try it on a blank patch.
 
@@ -34,17 +39,47 @@ def load_classifier(
         µm per pixel the classifier wants, in place of what its description says.
     patch
         Side of a patch in pixels, in place of what its description says.
+    allow_code
+        Whether ``python:module:function`` may run the code that it names.
 
     Raises
     ------
     ModelError
-        If the URI is not understood, the weights cannot be had or do not fit, or the classifier does not give
-        one logit per class and patch.
+        If the URI is not understood or would run code, the weights cannot be had or do not fit, or the
+        classifier does not give one logit per class and patch.
     """
+    if not allow_code:
+        _refuse_code(uri)
     classifier = _load(uri, weights)
     return checked(replace(classifier, mpp=mpp or classifier.mpp, patch=patch or classifier.patch))
 
 
+def load_chosen(settings: ModelSettings) -> Classifier:
+    """Load the classifier that settings name.
+
+    Raises
+    ------
+    ModelError
+        As `load_classifier`.
+    """
+    return load_classifier(
+        settings.model,
+        settings.weights,
+        mpp=settings.model_mpp,
+        patch=settings.patch,
+        allow_code=settings.allow_code,
+    )
+
+
 def _load(uri: str, weights: Path | None) -> Classifier:
     source, name = source_of(uri)
-    return source.load(name, weights)
+    return as_classifier(source.load(name, weights), uri)
+
+
+def _refuse_code(uri: str) -> None:
+    scheme, _, name = uri.partition(":")
+    if scheme in SOURCES and SOURCES[scheme].runs_code:
+        raise ModelError(
+            f"--model {one_line(uri)} would run the code of {one_line(name)}, with all your rights: it could "
+            "read, change and send whatever you can; if you trust it, add --allow-code"
+        )

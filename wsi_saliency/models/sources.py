@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.models.plugins import package_of, plugin_of
 
 if TYPE_CHECKING:
     from wsi_saliency.models.classifier import Classifier
 
 Load = Callable[[str, Path | None], "Classifier"]
-"""From what follows the scheme's colon (its path, of a folder or file), and ``--weights``, to one."""
+"""From what follows the scheme's colon (its path, of a folder or file), and ``--weights``, to one.
+
+A plug-in's may give a network and its `wsi_saliency.ClassifierSpec` as well.
+"""
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".ckpt")
 PATHOLOGY_TUMOR_DETECTION = "MONAI/pathology_tumor_detection"
@@ -37,12 +41,18 @@ class Source:
         ``module:function`` of its `Load`.
     extra
         The package's extra that installs what the loader imports, if it is not installed anyway.
+    runs_code
+        Whether a name is code of the user's that is run, for which ``--allow-code`` is needed.
+    package
+        Of a plug-in, the package that brings it.
     """
 
     written: str
     what: str
     loader: str
     extra: str | None = None
+    runs_code: bool = False
+    package: str | None = None
 
     def load(self, name: str, weights: Path | None) -> Classifier:
         """Load what ``name`` says with this source.
@@ -52,7 +62,14 @@ class Source:
         ModelError
             If what the source needs is not installed, or no such classifier can be had.
         """
-        load: Load = imported(self.loader, self.written, self.extra)
+        try:
+            load: Load = imported(self.loader, self.written, self.extra)
+        except (ImportError, AttributeError) as error:
+            if self.package is None:
+                raise
+            raise ModelError(
+                f"--model {self.written} of the package {self.package} cannot be loaded ({error})"
+            ) from error
         return load(name, weights)
 
 
@@ -130,6 +147,12 @@ SOURCES: Mapping[str, Source] = {
         "wsi_saliency.models.torchvision:load_torchvision",
         "torchvision",
     ),
+    "python": Source(
+        "python:MODULE:FUNCTION with --allow-code",
+        "a network of your own: what the function returns, run with all your rights",
+        "wsi_saliency.models.own:load_python",
+        runs_code=True,
+    ),
 }
 FILE = Source(
     f"a {'/'.join(SUFFIXES)} file",
@@ -166,12 +189,16 @@ def source_of(uri: str) -> tuple[Source, str]:
     Raises
     ------
     ModelError
-        If the URI is of no known scheme, and is neither a folder nor a file nor called like one.
+        If the URI is of no known scheme, built in or of a plug-in, and is neither a folder nor a file nor
+        called like one.
     """
     uri = ALIASES[uri].uri if uri in ALIASES else uri
     scheme, _, name = uri.partition(":")
     if scheme in SOURCES:
         return SOURCES[scheme], name
+    if name and (entry := plugin_of(scheme)) is not None:
+        what, loader = f"of the package {package_of(entry)}", f"{entry.module}:{entry.attr}"
+        return Source(f"{scheme}:NAME", what, loader, package=package_of(entry)), name
     path = Path(uri)
     if uri and path.expanduser().is_dir():
         return FOLDER, uri

@@ -78,7 +78,8 @@ class ModelSettings(Settings):
         # As `models.sources` lists them, which settings come before; a test compares.
         "Classifier, one of: camelyon16, demo, timm:NAME with --weights FILE, hf-hub:ORG/NAME, "
         "wsinfer:NAME, monai:ORG/NAME, tiatoolbox:NAME with --weights FILE, "
-        "torchvision:NAME with --weights FILE, a folder, a .safetensors/.pt/.pth/.ckpt file.",
+        "torchvision:NAME with --weights FILE, python:MODULE:FUNCTION with --allow-code, "
+        "a folder, a .safetensors/.pt/.pth/.ckpt file.",
         metavar="URI",
     )
     weights: Path | None = option(
@@ -98,6 +99,9 @@ class ModelSettings(Settings):
         metavar="PX",
         within=whole(8, MAX_PATCH),
         shown="the classifier's",
+    )
+    allow_code: bool = option(
+        False, "Let --model python:MODULE:FUNCTION run the code that it names, with all your rights."
     )
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.saliency.cancellation import vanishing
 from wsi_saliency.saliency.layers import (
     INPUT,
@@ -79,7 +79,7 @@ def patch_mpp_stride(settings: ModelSettings) -> tuple[int, float, int]:
 
 
 def _classifier(settings: ModelSettings) -> Classifier:
-    return load_classifier(settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch)
+    return load_chosen(settings)
 
 
 def _classes(classifier: Classifier) -> str:

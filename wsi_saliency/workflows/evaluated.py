@@ -17,7 +17,7 @@ from wsi_saliency.evaluation.maps import comparable_layers, compared_maps, main_
 from wsi_saliency.evaluation.phase import Surroundings, measure_phase, phase_cost
 from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import probabilities, standard_logits
-from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, choose_device
 from wsi_saliency.saliency.network import Network, eval_mode
@@ -80,9 +80,7 @@ class EvaluatedClassifier:
         ModelError, SettingsError
             If the classifier, a method, a layer, the target or the device cannot be had.
         """
-        classifier = load_classifier(
-            settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
-        )
+        classifier = load_chosen(settings)
         for note in classifier.notes:
             log.warning("%s: %s", settings.model, note)
         device = choose_device(settings.device)

@@ -15,7 +15,7 @@ from wsi_saliency.geometry import Region
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.result import ZARR, MapFiles, Result, differences, write_record
-from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
@@ -43,9 +43,7 @@ def load_explainer(settings: RunSettings) -> Explainer:
     ModelError, SettingsError
         If the classifier cannot be loaded, or there is no such layer, target or device.
     """
-    classifier = load_classifier(
-        settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
-    )
+    classifier = load_chosen(settings)
     for note in classifier.notes:
         log.warning("%s: %s", settings.model, note)
     explainer = Explainer.of(

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from wsi_saliency.errors import ModelError
 from wsi_saliency.files import check_file, locked
 from wsi_saliency.models.classifier import Classifier, probabilities, standard_logits
-from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.saliency.engine import choose_device
 from wsi_saliency.saliency.surrogate import replaceable
 from wsi_saliency.saliency.surrogate_training import train_surrogate
@@ -66,9 +66,7 @@ def train_surrogate_on_slides(
     with locked(file, "file"):
         for path in slides:
             open_slide(path, settings.mpp).close()  # raises before the classifier is loaded, not after
-        classifier = load_classifier(
-            settings.model, settings.weights, mpp=settings.model_mpp, patch=settings.patch
-        )
+        classifier = load_chosen(settings)
         replaceable(classifier.module)  # raises before the slides are read, not after
         device = choose_device(settings.device)
         classifier.module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
