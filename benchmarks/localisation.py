@@ -202,7 +202,7 @@ def slide_map(evaluated: EvaluatedClassifier, spec: MapSpec, slide: Path, folder
         attributions=(spec.attribution,),
         layers=(spec.layer,),
     )
-    explain = partial(explain_slide, slide, folder, settings, explainer=evaluated.explainer_of(spec))
+    explain = partial(explain_slide, slide, folder, settings, explainer=evaluated.explainer_of([spec]))
     result = explain()
     return explain(overwrite=True) if result.differences else result
 

@@ -82,7 +82,7 @@ def cost(evaluated: EvaluatedClassifier, spec: MapSpec, slide: Path, overlaps: S
             overlap=overlap,
         )
         with tempfile.TemporaryDirectory() as folder:
-            explainer = evaluated.explainer_of(spec)
+            explainer = evaluated.explainer_of([spec])
             record = explain_slide(slide, Path(folder) / "map", settings, explainer=explainer).record
         spent.append((record["patches"]["tissue"], record["seconds"]["total"]))
     print("\n| overlap | patches | | seconds | |\n|---|---|---|---|---|")

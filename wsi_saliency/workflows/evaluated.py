@@ -126,10 +126,11 @@ class EvaluatedClassifier:
         asked_as = {spec: (spec.layer,) for spec in network.maps}
         return Explainer(self.classifier, network, asked_as, (self.target,), self.device, self.batch)
 
-    def explainer_of(self, spec: MapSpec) -> Explainer:
-        """Return what makes a single map of RGB patches, as a run does that is asked for it."""
-        surrogate = self.network.surrogate if SMOOTHING[spec.method].imitates else None
-        return replace(self.explainer, network=replace(self.network, maps=(spec,), surrogate=surrogate))
+    def explainer_of(self, maps: Sequence[MapSpec]) -> Explainer:
+        """Return what makes some of the maps of RGB patches, as a run does that is asked for them."""
+        imitates = any(SMOOTHING[spec.method].imitates for spec in maps)
+        surrogate = self.network.surrogate if imitates else None
+        return replace(self.explainer, network=replace(self.network, maps=tuple(maps), surrogate=surrogate))
 
     def patch_maps(
         self, patches: NDArray[np.uint8], maps: Sequence[MapSpec]

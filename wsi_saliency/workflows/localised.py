@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import fields
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,6 @@ from wsi_saliency.evaluation.annotations import Annotations, annotations_for, re
 from wsi_saliency.evaluation.localisation import localise, patch_probability_map
 from wsi_saliency.evaluation.maps import kind_of
 from wsi_saliency.evaluation.results import Localised
-from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
     from wsi_saliency.geometry import Placement
     from wsi_saliency.heatmap.result import Result
-    from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.settings import EvaluationSettings
     from wsi_saliency.workflows.evaluated import EvaluatedClassifier
 
 log = logging.getLogger(__name__)
 
+_OF_RUNS = {f.name for f in fields(RunSettings)}
 _TISSUE = 0.5  # share of a cell from which on it counts as tissue
 
 
@@ -79,14 +79,13 @@ def localised_on(
     drawn
         Its annotations.
     maps
-        Folder of its maps; what is there already is taken.
+        Folder of its maps; those that are there already are taken.
     progress
-        Show a bar for each map, where there is a terminal.
+        Show a bar, where there is a terminal.
     """
+    result = _slide_maps(evaluated, path, maps, progress=progress)
     for i, spec in enumerate(evaluated.main):
-        folder = maps / "-".join((spec.method, spec.attribution))
-        result = _slide_map(evaluated, spec, path, folder, progress=progress)
-        heatmap = result.heatmap()
+        heatmap = result.heatmap(spec)
         place, values = heatmap.info.placement, heatmap.read(0)
         height, width = values.shape
         lattice = width, height, place.x0, place.y0, place.fx, place.fy
@@ -111,29 +110,23 @@ def _in_tissue(
     return tissue.fractions(x - place.fx / 2, y - place.fy / 2, place.fx, place.fy) > _TISSUE
 
 
-def _slide_map(
-    evaluated: EvaluatedClassifier, spec: MapSpec, path: Path, folder: Path, *, progress: bool
-) -> Result:
-    """Make the map of a whole slide, or take the one that an evaluation with the same settings has left."""
-    s = evaluated.settings
-    settings = RunSettings(
-        model=s.model,
-        weights=s.weights,
-        methods=(spec.method,),
-        attributions=(spec.attribution,),
-        surrogate=s.surrogate if SMOOTHING[spec.method].imitates else None,
-        layers=(spec.layer,),
-        targets=() if s.target is None else (s.target,),
-        mpp=s.mpp,
-        model_mpp=s.model_mpp,
-        patch=s.patch,
-        tissue_threshold=s.tissue_threshold,
-        batch=s.batch,
-        workers=s.workers,
-        device=s.device,
-        precision=s.precision,
+def _slide_maps(evaluated: EvaluatedClassifier, path: Path, folder: Path, *, progress: bool) -> Result:
+    """Make the main maps of a whole slide, or take what an evaluation with the same settings has left."""
+    settings, main = evaluated.settings, evaluated.main
+    shared = {name: value for name, value in vars(settings).items() if name in _OF_RUNS}
+    of_maps = {
+        "layers": tuple(dict.fromkeys(spec.layer for spec in main)),
+        "methods": tuple(dict.fromkeys(spec.method for spec in main)),
+        "attributions": tuple(dict.fromkeys(spec.attribution for spec in main)),
+        "targets": () if settings.target is None else (settings.target,),
+    }
+    explain = partial(
+        explain_slide,
+        path,
+        folder,
+        RunSettings(**shared | of_maps),
+        explainer=evaluated.explainer_of(main),
+        progress=progress,
     )
-    explainer = evaluated.explainer_of(spec)
-    explain = partial(explain_slide, path, folder, settings, explainer=explainer, progress=progress)
     result = explain()
     return explain(overwrite=True) if result.differences else result
