@@ -33,7 +33,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "sample_data")]
 from make_mosaic import MARGIN, Mosaic, make_mosaic, patch_files, write_mosaic  # noqa: E402
 
 from wsi_saliency import EvaluationSettings, RunSettings, explain_slide, open_slide  # noqa: E402
-from wsi_saliency.evaluation.annotations import Annotations, read_annotations  # noqa: E402
+from wsi_saliency.evaluation.annotation_files import read_annotations  # noqa: E402
+from wsi_saliency.evaluation.annotations import Annotations  # noqa: E402
 from wsi_saliency.evaluation.localisation import patch_probability_map, pixel_scores  # noqa: E402
 from wsi_saliency.evaluation.maps import kind_of  # noqa: E402
 from wsi_saliency.evaluation.statistics import CONFIDENCE, RESAMPLES  # noqa: E402

@@ -35,7 +35,7 @@ from wsi_saliency.evaluation.localisation import pixel_scores
 from wsi_saliency.evaluation.map_comparison import MapComparison, MapScores
 from wsi_saliency.evaluation.maps import comparable_layers, compared_maps, kind_of
 from wsi_saliency.evaluation.metrics import upsampled
-from wsi_saliency.evaluation.results import Control, Evaluation, Example, MapKind, Scored
+from wsi_saliency.evaluation.results import Control, Evaluation, Example, KindScores, MapKind
 from wsi_saliency.evaluation.statistics import Summary, paired, summary, verdict
 from wsi_saliency.models.classifier import Output, probabilities, standard_logits
 from wsi_saliency.report.outputs import write_report
@@ -226,7 +226,7 @@ def _less(found: Summary, amount: float) -> Summary:
     return replace(found, mean=found.mean - amount, low=found.low - amount, high=found.high - amount)
 
 
-def _claims_on(scored: dict[MapKind, Scored], attribution: Attribution) -> list[Claim]:
+def _claims_on(scored: dict[MapKind, KindScores], attribution: Attribution) -> list[Claim]:
     of = [k for k in scored if k.attribution == attribution and not k.control]
     hidden = [k for k in of if k.layer != "input"]
 
@@ -349,7 +349,7 @@ def _table(found: Found, attribution: Attribution) -> list[str]:
     return rows
 
 
-def _cell(found: Found, scored: Scored) -> str:
+def _cell(found: Found, scored: KindScores) -> str:
     numbers = [scored.insertion.mean(), scored.deletion.mean()]
     if scored.kind in found.nuclei:
         numbers.append(np.nanmean(found.nuclei[scored.kind]))

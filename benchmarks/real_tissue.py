@@ -186,7 +186,7 @@ class Judge:
         return float((curves.insertion_auc - curves.deletion_auc).mean())
 
 
-class Explained:
+class PatchMaps:
     """A classifier's maps of one attribution at one layer, each method explained when it is asked for."""
 
     def __init__(self, study: Study, judge: Judge, what: Wanted) -> None:
@@ -281,7 +281,7 @@ class Explained:
 
 def measure(study: Study, judge: Judge, what: Wanted) -> None:
     """Score the maps of an attribution at a layer, and the controls made of them."""
-    explained = Explained(study, judge, what)
+    explained = PatchMaps(study, judge, what)
     for method in what.methods:
         explained.measure_method(method)
     for method in what.blurs:

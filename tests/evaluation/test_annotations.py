@@ -15,7 +15,8 @@ from tests.helpers.harmful_xml import BOMB, EXTERNAL
 from tests.helpers.paths import ROOT
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.evaluation import annotations as module
-from wsi_saliency.evaluation.annotations import Annotations, Polygon, annotations_for, read_annotations
+from wsi_saliency.evaluation.annotation_files import annotations_for, read_annotations
+from wsi_saliency.evaluation.annotations import Annotations, Polygon
 from wsi_saliency.geometry import Size
 
 REAL = ROOT.parent / "shared" / "slides" / "Tumor_001.json"

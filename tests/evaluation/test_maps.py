@@ -46,7 +46,7 @@ def network_of(net, methods=METHODS, attributions=ASKED, layers=LAYERS, **how):
     return Network.of(net, compared_maps(methods, attributions, layers), pictures()[:1], **how)
 
 
-class Explained:
+class PatchMaps:
     """A network, its maps, and what they look like."""
 
     def __init__(self, batch=2):
@@ -70,7 +70,7 @@ class Explained:
 
 @pytest.fixture(scope="module")
 def whole():
-    return Explained()
+    return PatchMaps()
 
 
 def test_each_is_there_once_and_none_always():
@@ -221,7 +221,7 @@ def test_the_drift_is_measured_on_patches_from_all_over(monkeypatch):
 
 @pytest.mark.parametrize("batch", [1, 5])
 def test_the_batch_size_changes_nothing(whole, batch):
-    other = Explained(batch)
+    other = PatchMaps(batch)
     for kind, found in whole.maps.items():
         scale = float(found.maps.abs().max())
         torch.testing.assert_close(other.maps[kind].maps, found.maps, rtol=1e-4, atol=1e-5 * scale)

@@ -21,7 +21,7 @@ from wsi_saliency.evaluation.phase import (
     moves_of,
     phase_cost,
 )
-from wsi_saliency.evaluation.results import MapKind, Phase, Scored, with_phase
+from wsi_saliency.evaluation.results import KindScores, MapKind, Phase, with_phase
 from wsi_saliency.saliency.network import Network
 
 SMOOTH = ("backward-hook", "centred-hook")
@@ -276,7 +276,7 @@ def test_a_patch_s_figure_is_the_mean_of_its_known_moves():
     correlation = np.array([[0.5, np.nan], [0.2, 0.4], [np.nan, np.nan]])
     phase = [Phase(kind, np.zeros((3, 2, 2), int), correlation)]
     zeros, unknown = np.zeros(3), np.full(3, np.nan)
-    scored = [Scored(k, zeros, zeros, zeros, zeros, zeros, unknown) for k in (kind, other)]
+    scored = [KindScores(k, zeros, zeros, zeros, zeros, zeros, unknown) for k in (kind, other)]
     first, second = with_phase(scored, phase)
     np.testing.assert_allclose(first.phase_stability, [0.5, 0.3, np.nan])
     assert np.isnan(second.phase_stability).all()

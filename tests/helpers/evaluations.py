@@ -10,11 +10,11 @@ from scipy import ndimage
 from wsi_saliency.evaluation.results import (
     Evaluation,
     Example,
-    Localised,
+    KindScores,
+    Localisation,
     MapKind,
     Phase,
     SanityStage,
-    Scored,
     Stability,
     with_phase,
 )
@@ -122,7 +122,7 @@ def _quality(kind: MapKind) -> float:
     return float(1.3 + 0.5 * depth - 0.08 * depth**2 + method)
 
 
-def _scored(kind: MapKind, probability: np.ndarray, steps: int, rng: np.random.Generator) -> Scored:
+def _scored(kind: MapKind, probability: np.ndarray, steps: int, rng: np.random.Generator) -> KindScores:
     t = np.linspace(0, 1, steps + 1)
     steepness = np.exp(rng.normal(0, 0.25, (len(probability), 1))) * _quality(kind)
     insertion = probability[:, None] * (1 - np.exp(-steepness * 2 * t)) / (1 - np.exp(-steepness * 2))
@@ -130,7 +130,7 @@ def _scored(kind: MapKind, probability: np.ndarray, steps: int, rng: np.random.G
     roughness = {"random": 2.8, "centred-gaussian": 0.1}.get(kind.control or "") or (
         (0.6 + 1.4 * ROUGHNESS.get(kind.method or "", 1.0)) / np.sqrt(np.log2(kind.reduction or 1) + 1)
     )
-    return Scored(
+    return KindScores(
         kind,
         insertion,
         deletion,
@@ -144,7 +144,7 @@ def _scored(kind: MapKind, probability: np.ndarray, steps: int, rng: np.random.G
 STEADINESS = {"none": 0.1, "backward-hook": 0.7, "forward-hook": 0.85, "surrogate": 0.5}
 
 
-def _phase(scored: list[Scored], rng: np.random.Generator) -> list[Phase]:
+def _phase(scored: list[KindScores], rng: np.random.Generator) -> list[Phase]:
     """Moves of each patch by multiples of 8 px; deeper layers are less steady, and one has no figure."""
     found = []
     for s in scored:
@@ -204,10 +204,10 @@ def _sanity(shape: Shape, rng: np.random.Generator) -> list[SanityStage]:
     ]
 
 
-def _localised(shape: Shape, rng: np.random.Generator) -> list[Localised]:
+def _localised(shape: Shape, rng: np.random.Generator) -> list[Localisation]:
     kinds_or_patches = [MapKind(m, "gradient", "layer2", 8) for m in shape.methods] + [None]
     return [
-        Localised(shape.slide, kind, 0.7 + 0.2 * rng.random(), 0.4 + 0.3 * rng.random(), True, 0.21)
+        Localisation(shape.slide, kind, 0.7 + 0.2 * rng.random(), 0.4 + 0.3 * rng.random(), True, 0.21)
         for kind in kinds_or_patches
     ]
 

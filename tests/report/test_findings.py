@@ -17,7 +17,7 @@ from tests.helpers.evaluations import (
     shifted,
     with_an_unchanged_map,
 )
-from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, Scored
+from wsi_saliency.evaluation.results import Evaluation, KindScores, Localisation, MapKind
 from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.report.findings import findings
 
@@ -84,7 +84,7 @@ def test_what_the_verdicts_mean_for_the_choice(
 def placed(evaluation: Evaluation, places: dict[str, tuple[float, float]]) -> Evaluation:
     """Give layers' maps of gradients a faithfulness and a phase stability; controls have less of both."""
 
-    def move(s: Scored) -> Scored:
+    def move(s: KindScores) -> KindScores:
         faithful, steady = places.get(s.kind.layer or "", (-0.5, 0.0)) if not s.kind.control else (-0.5, 0.0)
         jitter = np.linspace(-0.01, 0.01, len(s.insertion))
         return replace(
@@ -189,11 +189,11 @@ def test_a_map_that_does_not_change_is_named() -> None:
 def test_maps_and_patch_probabilities_are_set_side_by_side() -> None:
     kind = MapKind("none", "gradient", "layer2", 8)
     rows = [
-        Localised("a", BACKWARD, 0.9, 0.5, True, 0.2),
-        Localised("b", BACKWARD, 0.8, 0.5, True, 0.2),
-        Localised("a", kind, 0.86, 0.5, True, 0.2),
-        Localised("b", kind, math.nan, math.nan, True, 0.0),
-        Localised("a", None, 0.95, 0.5, True, 0.2),
+        Localisation("a", BACKWARD, 0.9, 0.5, True, 0.2),
+        Localisation("b", BACKWARD, 0.8, 0.5, True, 0.2),
+        Localisation("a", kind, 0.86, 0.5, True, 0.2),
+        Localisation("b", kind, math.nan, math.nan, True, 0.0),
+        Localisation("a", None, 0.95, 0.5, True, 0.2),
     ]
     said = findings(replace(made_evaluation(SMALL), localised=rows))[-1]
     assert "Best does gradient at layer2 without smoothing: AUROC 0.860" in said

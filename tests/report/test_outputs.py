@@ -21,7 +21,7 @@ from tests.helpers.evaluations import (
     with_an_unchanged_map,
 )
 from wsi_saliency.errors import OutputError
-from wsi_saliency.evaluation.results import Evaluation, Localised, MapKind, SanityStage
+from wsi_saliency.evaluation.results import Evaluation, Localisation, MapKind, SanityStage
 from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.evaluation.statistics import paired, summary, verdict
 from wsi_saliency.report.findings import findings
@@ -130,7 +130,7 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     made = replace(
         made,
         facts=made.facts | {"odd": [math.nan, math.inf, np.float32(0.5), np.int64(3), Path("x"), (1, None)]},
-        localised=[Localised("s", None, math.nan, math.nan, False, 0.0)],
+        localised=[Localisation("s", None, math.nan, math.nan, False, 0.0)],
         sanity=[SanityStage("none", "gradient", "layer2", "fc", np.full(4, np.nan), np.ones(4), np.ones(4))],
     )
     write_report(made, tmp_path)

@@ -14,7 +14,7 @@ from tests.helpers.evaluations import (
     made_evaluation,
     with_an_unchanged_map,
 )
-from wsi_saliency.evaluation.results import Localised
+from wsi_saliency.evaluation.results import Localisation
 from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.evaluation.statistics import summary
 from wsi_saliency.report import tables
@@ -83,7 +83,10 @@ def test_further_tables_have_a_row_for_each_result() -> None:
 
 def test_localisation_names_maps_and_the_patch_probabilities() -> None:
     kind = made_evaluation(SMALL).scored[0].kind
-    rows = [Localised("s", kind, 0.75, 0.5, True, 0.21), Localised("s", None, float("nan"), 0.5, False, 0.21)]
+    rows = [
+        Localisation("s", kind, 0.75, 0.5, True, 0.21),
+        Localisation("s", None, float("nan"), 0.5, False, 0.21),
+    ]
     table = tables.localisation(replace(made_evaluation(SMALL), localised=rows))
     assert column(table, "Map") == [kind.label, "patch probabilities"]
     assert column(table, "AUROC") == ["0.750", "–"]

@@ -15,7 +15,7 @@ from scipy import ndimage
 
 from tests.helpers.paths import SAMPLE_DATA
 from wsi_saliency import open_slide
-from wsi_saliency.evaluation.annotations import read_annotations
+from wsi_saliency.evaluation.annotation_files import read_annotations
 from wsi_saliency.geometry import Region, Size
 
 sys.path.insert(0, str(SAMPLE_DATA))  # the scripts are no package

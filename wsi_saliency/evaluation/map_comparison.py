@@ -10,9 +10,9 @@ import numpy as np
 
 from wsi_saliency.evaluation.causal import CausalScorer
 from wsi_saliency.evaluation.controls import centred_gaussian, random_maps
-from wsi_saliency.evaluation.maps import Explained, explain_all, main_layer
+from wsi_saliency.evaluation.maps import PatchMaps, explain_all, main_layer
 from wsi_saliency.evaluation.metrics import total_variation
-from wsi_saliency.evaluation.results import MapKind, Scored
+from wsi_saliency.evaluation.results import KindScores, MapKind
 from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.saliency.smoothing import SMOOTHING
@@ -36,9 +36,9 @@ CENTRED = MapKind(None, None, None, None, "centred-gaussian")
 class MapScores(NamedTuple):
     """What a comparison of maps finds; the maps are kept to be shown."""
 
-    scored: list[Scored]
+    scored: list[KindScores]
     prediction_difference: dict[str, NDArray[np.float64]]
-    explained: dict[MapKind, Explained]
+    explained: dict[MapKind, PatchMaps]
 
 
 @dataclass
@@ -112,7 +112,7 @@ class MapComparison:
             CENTRED: centred_gaussian(*self.images.shape[2:]).expand(len(self.images), -1, -1),
         }
         for kind, maps in controls.items():
-            scored.append(self._scored(kind, Explained(maps, total_variation(maps)), progress))
+            scored.append(self._scored(kind, PatchMaps(maps, total_variation(maps)), progress))
         return MapScores(scored, self._differences(logits), explained)
 
     def scorer(self, method: Method) -> CausalScorer:
@@ -134,10 +134,10 @@ class MapComparison:
             )
         return self._scorers[key]
 
-    def _scored(self, kind: MapKind, found: Explained, progress: Progress | None) -> Scored:
+    def _scored(self, kind: MapKind, found: PatchMaps, progress: Progress | None) -> KindScores:
         scorer = self.scorer(kind.method or PLAIN)
         curves = scorer(found.maps, placement=found.placement, progress=progress)
-        return Scored(
+        return KindScores(
             kind,
             curves.insertion.numpy(),
             curves.deletion.numpy(),

@@ -79,7 +79,7 @@ def main_layer(network: Network) -> LayerGeometry:
     return min(layers, key=lambda layer: abs(layer.reduction - _MAIN_REDUCTION))
 
 
-class Explained(NamedTuple):
+class PatchMaps(NamedTuple):
     """The maps of one kind, of all patches.
 
     ``maps``: (N, h, w) float32 on the CPU, larger is more important. ``total_variation``: (N,) float64, over
@@ -97,7 +97,7 @@ def explain_all(
     target: Tensor,
     batch: int,
     progress: Callable[[int], object] | None = None,
-) -> tuple[dict[MapKind, Explained], dict[Method, Tensor]]:
+) -> tuple[dict[MapKind, PatchMaps], dict[Method, Tensor]]:
     """Make all maps of some images, and for each method the blur of ``none`` that is as smooth as it is.
 
     All maps of a batch come from one call of the network. Memory holds, of one batch, the graph of a forward
@@ -121,7 +121,7 @@ def explain_all(
     -------
     The maps by kind, controls ``blurred-none`` included, and the logits (N, K), on the CPU, by method.
     """
-    collected = _Collected(network, progress)
+    collected = _MapCollector(network, progress)
     logits: dict[Method, list[Tensor]] = defaultdict(list)
     for start in range(0, len(images), batch):
         some = slice(start, start + batch)
@@ -130,7 +130,7 @@ def explain_all(
     return collected.placed(), {method: torch.cat(parts) for method, parts in logits.items()}
 
 
-class _Collected:
+class _MapCollector:
     """Collects the maps of a network and their blurs, batch by batch."""
 
     def __init__(self, network: Network, progress: Callable[[int], object] | None) -> None:
@@ -166,7 +166,7 @@ class _Collected:
         self._maps[kind].append(self._network.map_of(spec, values))
         self._variations[kind].append(variation.cpu())
 
-    def placed(self) -> dict[MapKind, Explained]:
+    def placed(self) -> dict[MapKind, PatchMaps]:
         """Join the batches, and place the maps where a run would; in the order of the network's maps."""
         maps = {kind: torch.cat(parts) for kind, parts in self._maps.items()}
         explained = {}
@@ -177,7 +177,7 @@ class _Collected:
             if spec != plain:
                 placements[_blur_of(kind)] = _placement(self._network.geometry[plain])
             for one, place in placements.items():
-                explained[one] = Explained(maps[one], torch.cat(self._variations[one]), place)
+                explained[one] = PatchMaps(maps[one], torch.cat(self._variations[one]), place)
         return explained
 
     def _drift(self, spec: MapSpec, plain: Tensor, smooth: Tensor) -> tuple[float, float]:

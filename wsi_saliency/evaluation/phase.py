@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import nn
 
-    from wsi_saliency.evaluation.maps import Explained
+    from wsi_saliency.evaluation.maps import PatchMaps
     from wsi_saliency.evaluation.results import Floats, MapKind
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.network import Network
@@ -138,7 +138,7 @@ def phase_cost(network: Network, n: int, total: int, moves: int = MOVES) -> int:
 
 def measure_phase(
     network: Network,
-    explained: Mapping[MapKind, Explained],
+    explained: Mapping[MapKind, PatchMaps],
     surroundings: Surroundings,
     target: Tensor,
     batch: int,

@@ -49,7 +49,7 @@ class MapKind:
 
 
 @dataclass(frozen=True)
-class Scored:
+class KindScores:
     """Scores of one kind of map, a row per patch.
 
     ``insertion_curves`` and ``deletion_curves``: (N, steps + 1) probabilities of the target;
@@ -101,7 +101,7 @@ class Phase:
         return mean_of_known(self.correlation)
 
 
-def with_phase(scored: Iterable[Scored], phase: Iterable[Phase]) -> list[Scored]:
+def with_phase(scored: Iterable[KindScores], phase: Iterable[Phase]) -> list[KindScores]:
     """Add the phase stability of those kinds of map that have one to their scores."""
     of_kind = {found.kind: found.by_patch for found in phase}
     return [replace(s, phase_stability=of_kind.get(s.kind, s.phase_stability)) for s in scored]
@@ -126,7 +126,7 @@ class SanityStage:
 
 
 @dataclass(frozen=True)
-class Localised:
+class Localisation:
     """How well a slide's map, or the patch probabilities (``kind`` None), finds the annotated regions.
 
     Over the cells of the map in tissue: area under the ROC curve, average precision, ``hit`` (the pointing
@@ -173,10 +173,10 @@ class Evaluation:
 
     facts: dict[str, Any]
     patch_rows: list[dict[str, Any]]
-    scored: list[Scored]
+    scored: list[KindScores]
     prediction_difference: dict[str, Floats]
     phase: list[Phase] = field(default_factory=list)
     stability: list[Stability] = field(default_factory=list)
     sanity: list[SanityStage] = field(default_factory=list)
-    localised: list[Localised] = field(default_factory=list)
+    localised: list[Localisation] = field(default_factory=list)
     examples: list[Example] = field(default_factory=list)

@@ -12,7 +12,7 @@ from wsi_saliency.mapspec import PLAIN
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from wsi_saliency.evaluation.results import Evaluation, Floats, Scored
+    from wsi_saliency.evaluation.results import Evaluation, Floats, KindScores
 
 Metric = Literal["insertion", "deletion", "faithfulness", "phase_stability", "total_variation"]
 Rival = Literal["none", "blurred-none", "random", "centred-gaussian"]
@@ -46,7 +46,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Compared:
+class ScoreCard:
     """A kind of map with its scores and its differences to those rivals that there are; none for controls."""
 
     kind: MapKind
@@ -54,7 +54,7 @@ class Compared:
     against: dict[Rival, dict[Metric, Difference]]
 
 
-def compare(evaluation: Evaluation) -> list[Compared]:
+def compare(evaluation: Evaluation) -> list[ScoreCard]:
     """Sum up all scores and set each map against its rivals, in the order of ``evaluation.scored``."""
     seed = bootstrap_seed(evaluation)
     by_kind = {scored.kind: scored for scored in evaluation.scored}
@@ -66,7 +66,7 @@ def bootstrap_seed(evaluation: Evaluation) -> int:
     return int(evaluation.facts.get("settings", {}).get("seed", 0))
 
 
-def values(scored: Scored, metric: Metric) -> Floats:
+def values(scored: KindScores, metric: Metric) -> Floats:
     """Return one metric's values, (N,)."""
     found: Floats = getattr(scored, metric)
     return found
@@ -83,9 +83,9 @@ def distinct(names: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(name for name in names if name))
 
 
-def _compare(scored: Scored, by_kind: dict[MapKind, Scored], seed: int) -> Compared:
+def _compare(scored: KindScores, by_kind: dict[MapKind, KindScores], seed: int) -> ScoreCard:
     rivals = _rivals(scored.kind)
-    return Compared(
+    return ScoreCard(
         scored.kind,
         {metric: summary(values(scored, metric), seed) for metric in METRICS},
         {
@@ -115,6 +115,6 @@ def _rivals(kind: MapKind) -> dict[Rival, MapKind]:
     return {n: r for n, r in rivals.items() if kind.method != PLAIN or n not in ("none", "blurred-none")}
 
 
-def _difference(scored: Scored, rival: Scored, metric: Metric, seed: int) -> Difference:
+def _difference(scored: KindScores, rival: KindScores, metric: Metric, seed: int) -> Difference:
     found = paired(values(scored, metric), values(rival, metric), seed)
     return Difference(found, verdict(found, HIGHER_IS_BETTER[metric]))

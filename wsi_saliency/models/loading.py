@@ -45,7 +45,7 @@ def load_classifier(
     Raises
     ------
     ModelError
-        If the URI is not understood or would run code, the weights cannot be had or do not fit, or the
+        If the URI is not understood or would run code, the weights are missing or do not fit, or the
         classifier does not give one logit per class and patch.
     """
     if not allow_code:

@@ -60,7 +60,7 @@ class Source:
         Raises
         ------
         ModelError
-            If what the source needs is not installed, or no such classifier can be had.
+            If what the source needs is not installed, or it has no such classifier.
         """
         try:
             load: Load = imported(self.loader, self.written, self.extra)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from wsi_saliency.evaluation.results import Evaluation, MapKind
-    from wsi_saliency.evaluation.rivals import Compared, Metric, Rival
+    from wsi_saliency.evaluation.rivals import Metric, Rival, ScoreCard
     from wsi_saliency.evaluation.statistics import Verdict
 
 _BLIND: tuple[Rival, ...] = ("random", "centred-gaussian")  # they look at no network
@@ -46,7 +46,7 @@ _EFFECT: dict[Metric, str] = {
 }
 
 
-def choice(compared: list[Compared]) -> list[str]:
+def choice(compared: list[ScoreCard]) -> list[str]:
     """Name the maps that no other surpasses in faithfulness and in phase stability at once."""
     known = [c for c in compared if c.scores["phase_stability"].n]
     fit = [c for c in known if not _enough([c]) or _beats_blind(c)]
@@ -65,7 +65,7 @@ def choice(compared: list[Compared]) -> list[str]:
     ]
 
 
-def front_of(compared: Sequence[Compared]) -> list[Compared]:
+def front_of(compared: Sequence[ScoreCard]) -> list[ScoreCard]:
     """Return the maps for which no other is at least as faithful and as steady, and better in one of them."""
     at = [(c.scores["faithfulness"].mean, c.scores["phase_stability"].mean) for c in compared]
     return [
@@ -75,12 +75,12 @@ def front_of(compared: Sequence[Compared]) -> list[Compared]:
     ]
 
 
-def _both(found: Compared) -> str:
+def _both(found: ScoreCard) -> str:
     faithful, steady = found.scores["faithfulness"], found.scores["phase_stability"]
     return f"insertion − deletion {number(faithful.mean)}, phase stability {number(steady.mean, 2)}"
 
 
-def _beats_blind(found: Compared) -> bool:
+def _beats_blind(found: ScoreCard) -> bool:
     """Whether a map is more faithful than those that know nothing of the classifier."""
     return all(
         found.against[rival]["faithfulness"].verdict == "better" for rival in _BLIND if rival in found.against
@@ -91,7 +91,7 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def best(compared: list[Compared], metric: Metric, evaluation: Evaluation) -> str:
+def best(compared: list[ScoreCard], metric: Metric, evaluation: Evaluation) -> str:
     """Name the map with the best mean, the controls that it does not beat, and how many others come near."""
     up = HIGHER_IS_BETTER[metric]
     best = (max if up else min)(compared, key=lambda c: c.scores[metric].mean)
@@ -105,7 +105,7 @@ def best(compared: list[Compared], metric: Metric, evaluation: Evaluation) -> st
     return " ".join(sentences)
 
 
-def _against_controls(found: Compared, metric: Metric) -> list[str]:
+def _against_controls(found: ScoreCard, metric: Metric) -> list[str]:
     verdicts = {rival: found.against[rival][metric].verdict for rival in CONTROLS if rival in found.against}
     unbeaten = [RIVAL_NAME[rival] for rival, word in verdicts.items() if word != "better"]
     if not verdicts or not _enough([found]):
@@ -115,7 +115,7 @@ def _against_controls(found: Compared, metric: Metric) -> list[str]:
     return [f"It is better than {listing([RIVAL_NAME[rival] for rival in verdicts])}."]
 
 
-def _as_good(compared: list[Compared], best: Compared, metric: Metric, evaluation: Evaluation) -> list[str]:
+def _as_good(compared: list[ScoreCard], best: ScoreCard, metric: Metric, evaluation: Evaluation) -> list[str]:
     """Say which maps these patches cannot tell from the best one, which was chosen by the same patches."""
     of_kind = {scored.kind: values(scored, metric) for scored in evaluation.scored}
     seed, up = bootstrap_seed(evaluation), HIGHER_IS_BETTER[metric]
@@ -129,7 +129,7 @@ def _as_good(compared: list[Compared], best: Compared, metric: Metric, evaluatio
     return [f"These patches cannot tell it from {_some_of(tied)}."]
 
 
-def knowing(compared: list[Compared]) -> list[str]:
+def knowing(compared: list[ScoreCard]) -> list[str]:
     """Set all maps against those that know nothing of the classifier."""
     blind = [rival for rival in _BLIND if all(rival in c.against for c in compared)]
     if not compared or not blind or not _enough(compared):
@@ -143,7 +143,7 @@ def knowing(compared: list[Compared]) -> list[str]:
     ]
 
 
-def smoothing(compared: list[Compared], method: str) -> list[str]:
+def smoothing(compared: list[ScoreCard], method: str) -> list[str]:
     """Set a method's maps against those without smoothing, and against blurs that are as smooth."""
     maps = [c for c in compared if c.kind.method == method and all(r in c.against for r in _SMOOTHED_OVER)]
     if not maps or not _enough(maps):
@@ -156,7 +156,7 @@ def smoothing(compared: list[Compared], method: str) -> list[str]:
     ]
 
 
-def _counted(maps: Sequence[Compared], rival: Rival) -> str:
+def _counted(maps: Sequence[ScoreCard], rival: Rival) -> str:
     """Say how often each verdict fell; for a single map, which, and by how much."""
     verdicts = Counter(_overall(c, rival) for c in maps)
     if len(maps) > 1:
@@ -180,7 +180,7 @@ def _meaning(plain: Counter[Verdict], blur: Counter[Verdict]) -> str:
     return f"{gain}, but a plain blur does as much."
 
 
-def _overall(found: Compared, rival: Rival) -> Verdict:
+def _overall(found: ScoreCard, rival: Rival) -> Verdict:
     """Better in insertion and deletion; worse in one and better in none; or undecided."""
     verdicts = {found.against[rival][metric].verdict for metric in FAITHFULNESS}
     if verdicts == {"better"}:
@@ -188,7 +188,7 @@ def _overall(found: Compared, rival: Rival) -> Verdict:
     return "worse" if "worse" in verdicts and "better" not in verdicts else "undecided"
 
 
-def _enough(compared: Sequence[Compared]) -> bool:
+def _enough(compared: Sequence[ScoreCard]) -> bool:
     """Whether there are patches enough to call a map better or worse."""
     return all(c.scores[metric].n >= FEWEST for c in compared for metric in FAITHFULNESS)
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from wsi_saliency.evaluation.results import Evaluation, SanityStage
-    from wsi_saliency.evaluation.rivals import Compared
+    from wsi_saliency.evaluation.rivals import ScoreCard
 
 UNCHANGED = 0.5
 """A map whose rank correlation with that of a random network is above this, in magnitude and in the mean, is
@@ -108,7 +108,7 @@ def _cautions(evaluation: Evaluation) -> list[str]:
     return sentences
 
 
-def _phase(compared: list[Compared], evaluation: Evaluation) -> list[str]:
+def _phase(compared: list[ScoreCard], evaluation: Evaluation) -> list[str]:
     """Say how steady each method's maps are, in the mean over attributions and layers."""
     means = {
         method: _mean(c.scores["phase_stability"].mean for c in compared if c.kind.method == method)
@@ -125,7 +125,7 @@ def _phase(compared: list[Compared], evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _smoothness(compared: list[Compared]) -> list[str]:
+def _smoothness(compared: list[ScoreCard]) -> list[str]:
     counts = []
     for method in distinct(c.kind.method for c in compared if "none" in c.against):
         differences = [c.against["none"]["total_variation"] for c in compared if c.kind.method == method]

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_saliency.evaluation.results import Evaluation, MapKind, Phase
-    from wsi_saliency.evaluation.rivals import Compared, Difference
+    from wsi_saliency.evaluation.rivals import Difference, ScoreCard
     from wsi_saliency.evaluation.statistics import Summary
 
 SCHEMA = 1
@@ -58,7 +58,7 @@ def write_report(evaluation: Evaluation, folder: Path) -> None:
             (folder / name).write_bytes(content)
 
 
-def metrics_json(evaluation: Evaluation, compared: Sequence[Compared], sentences: Sequence[str]) -> bytes:
+def metrics_json(evaluation: Evaluation, compared: Sequence[ScoreCard], sentences: Sequence[str]) -> bytes:
     """Write all figures but the curves as strict JSON: what is no number is null."""
     seed = bootstrap_seed(evaluation)
     content = {
@@ -79,7 +79,7 @@ def metrics_json(evaluation: Evaluation, compared: Sequence[Compared], sentences
     return (json.dumps(_strict(content), indent=1, allow_nan=False) + "\n").encode()
 
 
-def metrics_csv(compared: Sequence[Compared]) -> str:
+def metrics_csv(compared: Sequence[ScoreCard]) -> str:
     """Write a row for each kind of map, controls included; what there is not is empty."""
     rows = [_csv_row(c) for c in compared]
     names = dict.fromkeys(name for row in rows for name in row)
@@ -94,7 +94,7 @@ def _names(kind: MapKind) -> dict[str, Any]:
     return {"label": kind.label, **asdict(kind)}
 
 
-def _combination(found: Compared) -> dict[str, Any]:
+def _combination(found: ScoreCard) -> dict[str, Any]:
     return {
         **_names(found.kind),
         **{metric: asdict(found.scores[metric]) for metric in METRICS},
@@ -137,7 +137,7 @@ def _sanity(evaluation: Evaluation, seed: int) -> list[dict[str, Any]]:
     ]
 
 
-def _csv_row(found: Compared) -> dict[str, Any]:
+def _csv_row(found: ScoreCard) -> dict[str, Any]:
     row: dict[str, Any] = {**_names(found.kind), "n": found.scores["insertion"].n}
     for metric in METRICS:
         score = found.scores[metric]

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from wsi_saliency.evaluation.results import Evaluation
-    from wsi_saliency.evaluation.rivals import Compared
+    from wsi_saliency.evaluation.rivals import ScoreCard
     from wsi_saliency.report.plots import Plot
 
 _CSS_DPI = 96  # a page's pixels per inch
@@ -23,7 +23,7 @@ _CSS_DPI = 96  # a page's pixels per inch
 
 def page(
     evaluation: Evaluation,
-    compared: Sequence[Compared],
+    compared: Sequence[ScoreCard],
     sentences: Sequence[str],
     pictures: Sequence[tuple[Plot, bytes]],
 ) -> str:

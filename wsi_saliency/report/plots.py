@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wsi_saliency.evaluation.results import Evaluation, Scored, Stability
+    from wsi_saliency.evaluation.results import Evaluation, KindScores, Stability
     from wsi_saliency.evaluation.rivals import Metric
 
     Facets = dict[tuple[str, Metric], Axes]
@@ -143,16 +143,16 @@ def faithfulness_by_stability(evaluation: Evaluation) -> Figure:
     return figure
 
 
-def _steadied(evaluation: Evaluation) -> list[Scored]:
+def _steadied(evaluation: Evaluation) -> list[KindScores]:
     """Return the maps whose phase stability is known."""
     return [s for s in evaluation.scored if not np.isnan(s.phase_stability).all()]
 
 
-def _place(scored: Scored) -> tuple[float, float]:
+def _place(scored: KindScores) -> tuple[float, float]:
     return float(np.nanmean(scored.phase_stability)), float(np.mean(scored.faithfulness))
 
 
-def _paths(axes: Axes, maps: list[Scored]) -> dict[str, tuple[float, float]]:
+def _paths(axes: Axes, maps: list[KindScores]) -> dict[str, tuple[float, float]]:
     """Join each layer's maps, from the least steady; return where each line begins."""
     begins = {}
     for layer in distinct(s.kind.layer for s in maps):
@@ -162,7 +162,7 @@ def _paths(axes: Axes, maps: list[Scored]) -> dict[str, tuple[float, float]]:
     return begins
 
 
-def _point(axes: Axes, scored: Scored, look: Look) -> None:
+def _point(axes: Axes, scored: KindScores, look: Look) -> None:
     """Draw a method's map; hollow: the plain map, blurred until it is as smooth."""
     method, hollow = scored.kind.method or "", scored.kind.control is not None
     axes.plot(
@@ -235,12 +235,14 @@ def _look(evaluation: Evaluation) -> Look:
     return Look(distinct(methods))
 
 
-def _free_controls(evaluation: Evaluation) -> list[Scored]:
+def _free_controls(evaluation: Evaluation) -> list[KindScores]:
     """Return the controls that belong to no method: the same for all layers and attributions."""
     return [s for s in evaluation.scored if s.kind.control in CONTROL_DASH]
 
 
-def _maps(evaluation: Evaluation, method: str, attribution: str, control: str | None = None) -> list[Scored]:
+def _maps(
+    evaluation: Evaluation, method: str, attribution: str, control: str | None = None
+) -> list[KindScores]:
     return [
         s
         for s in evaluation.scored
@@ -248,14 +250,14 @@ def _maps(evaluation: Evaluation, method: str, attribution: str, control: str | 
     ]
 
 
-def _best_layer(evaluation: Evaluation, method: str, attribution: str, metric: Metric) -> Scored | None:
+def _best_layer(evaluation: Evaluation, method: str, attribution: str, metric: Metric) -> KindScores | None:
     best = max if HIGHER_IS_BETTER[metric] else min
     maps = _maps(evaluation, method, attribution)
     return best(maps, key=lambda s: float(np.mean(values(s, metric))), default=None)
 
 
 def _curve(
-    axes: Axes, scored: Scored, metric: Metric, seed: int, color: str, label: str, linestyle: object = "-"
+    axes: Axes, scored: KindScores, metric: Metric, seed: int, color: str, label: str, linestyle: object = "-"
 ) -> None:
     found = band(getattr(scored, f"{metric}_curves"), seed)
     at = np.linspace(0, 100, len(found.mean))

@@ -25,15 +25,15 @@ from wsi_saliency.report.wording import METRIC_NAME, RIVAL_NAME, method_name, st
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wsi_saliency.evaluation.results import Evaluation, Floats, Localised, SanityStage
-    from wsi_saliency.evaluation.rivals import Compared, Metric, Rival
+    from wsi_saliency.evaluation.results import Evaluation, Floats, Localisation, SanityStage
+    from wsi_saliency.evaluation.rivals import Metric, Rival, ScoreCard
 
 _SORTED_BY: Metric = "insertion"
 _SHOWN_AGAINST: tuple[Metric, ...] = ("insertion", "deletion", "phase_stability")
 _UNCHANGED = Mark("✗", "worse", "unchanged")
 
 
-def scores(compared: Sequence[Compared]) -> Table:
+def scores(compared: Sequence[ScoreCard]) -> Table:
     """List all maps with their scores and their differences from each rival, the best insertion first."""
     shown = [metric for metric in METRICS if any(c.scores[metric].n for c in compared)]
     against = {
@@ -132,7 +132,7 @@ def _of_metrics(metrics: Sequence[Metric], sorted_by: Metric | None = None) -> l
     ]
 
 
-def _score_row(found: Compared, shown: Sequence[Metric], against: Mapping[Rival, Sequence[Metric]]) -> Row:
+def _score_row(found: ScoreCard, shown: Sequence[Metric], against: Mapping[Rival, Sequence[Metric]]) -> Row:
     kind = found.kind
     cells = [
         words(method_name(kind)),
@@ -157,7 +157,7 @@ def _sanity_row(stage: SanityStage, evaluation: Evaluation, *, flagged: bool) ->
     return Row([*names, correlation, *(_mean_of(v, evaluation) for v in (stage.insertion, stage.deletion))])
 
 
-def _localised_row(found: Localised) -> Row:
+def _localised_row(found: Localisation) -> Row:
     return Row(
         [
             words(found.slide),

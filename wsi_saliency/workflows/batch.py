@@ -54,7 +54,7 @@ def explain_slides(
     Raises
     ------
     ModelError, SettingsError, OutputError
-        If the classifier cannot be had, or there cannot be a folder ``out``; then no slide can be done.
+        If the classifier cannot be loaded, or ``out`` cannot be a folder; then no slide can be done.
     """
     check_folder(out)
     explainer: Explainer | None = None

@@ -37,7 +37,7 @@ def describe_model(settings: ModelSettings) -> Lines:
     Raises
     ------
     ModelError
-        If the classifier cannot be had, or does not give logits.
+        If the classifier cannot be loaded, or does not give logits.
     """
     c = _classifier(settings)
     parameters = sum(p.numel() for p in c.module.parameters())
@@ -69,7 +69,7 @@ def patch_mpp_stride(settings: ModelSettings) -> tuple[int, float, int]:
     Raises
     ------
     ModelError
-        If the classifier cannot be had.
+        If the classifier cannot be loaded.
     """
     classifier = _classifier(settings)
     mpp = wanted_mpp(classifier)

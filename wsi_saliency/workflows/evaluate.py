@@ -41,11 +41,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wsi_saliency.evaluation.map_comparison import MapComparison, MapScores
-    from wsi_saliency.evaluation.maps import Explained
+    from wsi_saliency.evaluation.maps import PatchMaps
     from wsi_saliency.evaluation.results import MapKind, Phase
-    from wsi_saliency.workflows.sampling import Located
+    from wsi_saliency.workflows.sampling import PatchSample
 
-    Maps = dict[MapKind, Explained]
+    Maps = dict[MapKind, PatchMaps]
     Progress = Callable[[int], object]
 
 MAPS = "maps"  # folder, in that of the evaluation, of the slides' maps
@@ -178,7 +178,7 @@ def distinct_names(slides: Iterable[Path]) -> dict[Path, str]:
     return {path: longer.get(path, path.name) for path in slides}
 
 
-class _Judged(NamedTuple):
+class _Judgement(NamedTuple):
     """What is found of patches, and of the parts of slides around them."""
 
     scores: MapScores
@@ -190,11 +190,11 @@ class _Judged(NamedTuple):
 def _judge(
     evaluated: EvaluatedClassifier,
     named: dict[Path, str],
-    patches: Located,
+    patches: PatchSample,
     comparison: MapComparison,
     *,
     progress: bool,
-) -> _Judged:
+) -> _Judgement:
     """Plan all that the bar counts, and do it."""
     grids = list(_grids(evaluated, named))
     checks = list(_sanity_checks(evaluated, comparison))
@@ -202,7 +202,7 @@ def _judge(
     cost += sum(grid.cost for *_, grid in grids) + sum(each for each, _ in checks)
     with tqdm(total=cost, desc="evaluating", unit="image", disable=None if progress else True) as bar:
         scores = comparison.run(bar.update)
-        return _Judged(
+        return _Judgement(
             scores,
             evaluated.phase(patches, comparison, scores.explained, bar.update),
             [row for grid in grids for row in _stability(evaluated, *grid, bar.update)],
@@ -289,7 +289,9 @@ def _sanity(
 # -------------------------------------------------------------------------------------------- report
 
 
-def _patch_rows(patches: Located, named: dict[Path, str], comparison: MapComparison) -> list[dict[str, Any]]:
+def _patch_rows(
+    patches: PatchSample, named: dict[Path, str], comparison: MapComparison
+) -> list[dict[str, Any]]:
     """Say of each patch where it is from, and what the classifier says of it."""
     return [
         {"slide": named[path], "x": x, "y": y, "w": w, "h": h, "probability": float(p)}
@@ -300,7 +302,7 @@ def _patch_rows(patches: Located, named: dict[Path, str], comparison: MapCompari
 
 
 def _examples(
-    evaluated: EvaluatedClassifier, patches: Located, comparison: MapComparison, scores: MapScores
+    evaluated: EvaluatedClassifier, patches: PatchSample, comparison: MapComparison, scores: MapScores
 ) -> list[Example]:
     """Show the maps of the patches that the classifier is surest of."""
     p = comparison.probabilities

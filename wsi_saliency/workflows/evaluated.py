@@ -25,7 +25,7 @@ from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.settings import METHODS
-from wsi_saliency.workflows.sampling import Located, sample_located, with_margins
+from wsi_saliency.workflows.sampling import PatchSample, sample_located, with_margins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from wsi_saliency.evaluation.maps import Explained
+    from wsi_saliency.evaluation.maps import PatchMaps
     from wsi_saliency.evaluation.results import MapKind, Phase
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.models.classifier import Classifier
@@ -78,7 +78,7 @@ class EvaluatedClassifier:
         Raises
         ------
         ModelError, SettingsError
-            If the classifier, a method, a layer, the target or the device cannot be had.
+            If the classifier cannot be loaded, or a method, layer, target or device does not exist.
         """
         classifier = load_chosen(settings)
         for note in classifier.notes:
@@ -139,7 +139,7 @@ class EvaluatedClassifier:
         found = self.explainer(patches, maps).maps
         return {spec: values[:, 0].numpy() for spec, values in found.items()}
 
-    def sample(self, slides: Sequence[Path], *, progress: bool) -> Located:
+    def sample(self, slides: Sequence[Path], *, progress: bool) -> PatchSample:
         """Sample the patches to judge by."""
         s = self.settings
         return sample_located(
@@ -153,7 +153,7 @@ class EvaluatedClassifier:
             progress=progress,
         )
 
-    def comparison(self, patches: Located) -> MapComparison:
+    def comparison(self, patches: PatchSample) -> MapComparison:
         """Set up the comparison of all maps on some patches."""
         s, images = self.settings, self.classifier.normalised(patches.patches, self.device)
         return MapComparison(
@@ -177,9 +177,9 @@ class EvaluatedClassifier:
 
     def phase(
         self,
-        patches: Located,
+        patches: PatchSample,
         comparison: MapComparison,
-        explained: Mapping[MapKind, Explained],
+        explained: Mapping[MapKind, PatchMaps],
         progress: Progress,
     ) -> list[Phase]:
         """Measure how much each map depends on where the picture lies between the network's strides."""

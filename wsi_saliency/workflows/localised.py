@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from wsi_saliency.errors import SettingsError
-from wsi_saliency.evaluation.annotations import Annotations, annotations_for, read_annotations
+from wsi_saliency.evaluation.annotation_files import annotations_for, read_annotations
 from wsi_saliency.evaluation.localisation import localise, patch_probability_map
 from wsi_saliency.evaluation.maps import kind_of
-from wsi_saliency.evaluation.results import Localised
+from wsi_saliency.evaluation.results import Localisation
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from wsi_saliency.evaluation.annotations import Annotations
     from wsi_saliency.geometry import Placement
     from wsi_saliency.heatmap.result import Result
     from wsi_saliency.settings import EvaluationSettings
@@ -67,7 +68,7 @@ def _drawn_on(slide: Path, file: Path, settings: EvaluationSettings) -> Annotati
 
 def localised_on(
     evaluated: EvaluatedClassifier, path: Path, name: str, drawn: Annotations, maps: Path, *, progress: bool
-) -> Iterator[Localised]:
+) -> Iterator[Localisation]:
     """Compare the slide's maps, and the classifier's own patch probabilities, with what is drawn on it.
 
     Parameters
@@ -95,9 +96,9 @@ def localised_on(
         if i == 0:
             boxes, p = result.tile_probabilities(evaluated.target_name)
             scores = localise(patch_probability_map(boxes, p, *lattice), positive, inside)
-            yield Localised(name, None, *scores)
+            yield Localisation(name, None, *scores)
         found = localise(values, positive, inside)
-        yield Localised(name, kind_of(evaluated.network, spec), *found)
+        yield Localisation(name, kind_of(evaluated.network, spec), *found)
 
 
 def _in_tissue(

@@ -187,7 +187,7 @@ def sample_patches(
         return Sample(_even(sides, balance), np.concatenate(sampler.take_sides(lower, n_lower, balance)[:2]))
 
 
-class Located(NamedTuple):
+class PatchSample(NamedTuple):
     """Patches (N, P, P, 3), RGB, and where each is from: its slide, and its level-0 ``x, y, w, h``.
 
     ``grids`` and ``tiles`` say the same on the canvas of each slide, in grids of single pixels.
@@ -222,7 +222,7 @@ def sample_located(
     mpp: float | None = None,
     workers: int = 4,
     progress: bool = False,
-) -> Located:
+) -> PatchSample:
     """Sample ``n`` patches from the tissue of slides, evenly, and say where they are from.
 
     Parameters
@@ -269,7 +269,7 @@ def sample_located(
     if len(kept) < n:
         log.warning("only %d of %d wanted patches found among %d", len(kept), n, ROUNDS * n)
     kept = sorted(kept[:n], key=lambda one: [source is one[1] for source in sources].index(True))
-    return Located(
+    return PatchSample(
         np.stack([patch for patch, *_ in kept]),
         [source.path for _, source, _ in kept],
         [source.grid.level0_box(tile) for _, source, tile in kept],
@@ -278,7 +278,7 @@ def sample_located(
     )
 
 
-def with_margins(located: Located, margin: int, *, mpp: float | None = None, workers: int = 4) -> Margins:
+def with_margins(located: PatchSample, margin: int, *, mpp: float | None = None, workers: int = 4) -> Margins:
     """Read patches again, with ``margin`` canvas pixels more along each axis: to the right and below.
 
     At the slide's end the picture is moved back on the slide, as far as that goes.

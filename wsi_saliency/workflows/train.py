@@ -58,7 +58,7 @@ def train_surrogate_on_slides(
     Raises
     ------
     SlideError, ModelError, SettingsError, OutputError
-        If the slides cannot be read or have no tissue, the classifier cannot be had or has nothing to
+        If the slides cannot be read or have no tissue, the classifier cannot be loaded or has nothing to
         replace, the settings do not fit, or the file cannot be written.
     """
     file, settings = Path(file), settings or TrainingSettings()
