@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from wsi_saliency.cli import check_model, evaluate, inspect, run, train_surrogate
+from wsi_saliency.cli import check_model, evaluate, inspect, models, run, train_surrogate
 from wsi_saliency.cli.terminal import interrupted, speak
 from wsi_saliency.errors import WsiSaliencyError
 from wsi_saliency.interruption import interruptible
@@ -42,6 +42,7 @@ for _command in (
     run.run,
     inspect.inspect,
     check_model.check_model,
+    models.models,
     train_surrogate.train_surrogate,
     evaluate.evaluate,
 ):

@@ -104,10 +104,21 @@ def imported(where: str, written: str, extra: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Alias:
-    """A short name for one model of a source."""
+    """A short name for one model of a source.
+
+    Parameters
+    ----------
+    uri
+        The model.
+    what
+        What it is, in a few words.
+    facts
+        Its licence, its input and its classes.
+    """
 
     uri: str
     what: str
+    facts: str = ""
 
 
 SOURCES: Mapping[str, Source] = {
@@ -168,6 +179,7 @@ ALIASES: Mapping[str, Alias] = {
     "camelyon16": Alias(
         f"monai:{PATHOLOGY_TUMOR_DETECTION}",
         "the metastasis classifier of MONAI, trained on Camelyon16; downloaded once",
+        "licence Apache-2.0; 224 px at 0.25 µm/px; metastasis",
     ),
 }
 

@@ -10,35 +10,15 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
-from wsi_saliency.models.description import Description
 from wsi_saliency.models.resnets import RESNETS, is_wrapped, unwrapped
+from wsi_saliency.models.tiatoolbox_config import DATASETS
 from wsi_saliency.models.timm import build
 from wsi_saliency.models.weights import read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from wsi_saliency.models.classifier import Classifier
-
-_TO_TENSOR = Description(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
-
-DATASETS: Mapping[str, Description] = {
-    "pcam": replace(
-        _TO_TENSOR,
-        patch=96,
-        mpp=1.0,
-        classes=2,
-        note="sources disagree on which of the two classes of PCam is tumour; see with check-model and with "
-        "patches of your own which --target answers to it",
-    ),
-    "kather100k": replace(
-        _TO_TENSOR,
-        patch=224,
-        mpp=0.5,
-        class_names=("BACK", "NORM", "DEB", "TUM", "ADI", "MUC", "MUS", "STR", "LYM"),
-    ),
-}
 
 
 def load_tiatoolbox(name: str, weights: Path | None) -> Classifier:

@@ -14,7 +14,7 @@ from wsi_saliency.models.json_files import read_document
 from wsi_saliency.models.resnets import is_wrapped, unwrapped
 from wsi_saliency.models.timm import build
 from wsi_saliency.models.weights import read_weights
-from wsi_saliency.models.wsinfer_config import registered, wsinfer_description
+from wsi_saliency.models.wsinfer_config import REGISTRY_FILE, registered, wsinfer_description
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from wsi_saliency.models.files import Files
     from wsi_saliency.models.json_files import Document
 
-REGISTRY_FILE = "wsinfer-zoo-registry.json"
 REGISTRY = HubRepo(
     "kaczmarj/wsinfer-model-zoo-json",
     kind="dataset",

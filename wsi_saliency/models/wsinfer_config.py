@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.models.json_files import Document
 
+REGISTRY_FILE = "wsinfer-zoo-registry.json"
 SPEC_VERSIONS = ("1.0",)
 _ARGUMENTS: Mapping[str, frozenset[str]] = {
     "Resize": frozenset({"size"}),
