@@ -6,8 +6,8 @@ from typing import Any
 
 import click
 
-from wsi_saliency.cli import check_model, evaluate, inspect, models, run, train_surrogate
-from wsi_saliency.cli.terminal import interrupted, speak
+from wsi_saliency.cli import check_model, doctor, evaluate, inspect, models, run, train_surrogate
+from wsi_saliency.cli.terminal import echo, interrupted, speak
 from wsi_saliency.errors import WsiSaliencyError
 from wsi_saliency.interruption import interruptible
 from wsi_saliency.messages import printable
@@ -27,13 +27,29 @@ class _Commands(click.Group):
                 raise interrupted(e, "nothing unfinished was left behind") from None
 
 
+def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+    if asked:
+        from wsi_saliency.workflows.doctor import installed, version_lines
+
+        echo(f"wsi-saliency {installed('wsi-saliency')}")
+        echo(version_lines())
+        ctx.exit()
+
+
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage; "
     "interrupted: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.",
 )
-@click.version_option(package_name="wsi-saliency")
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_show_version,
+    help="Show the version, and those of the packages that matter.",
+)
 def cli() -> None:
     """Smooth hidden-layer saliency heatmaps of tumour classifiers over whole-slide images."""
 
@@ -45,6 +61,7 @@ for _command in (
     models.models,
     train_surrogate.train_surrogate,
     evaluate.evaluate,
+    doctor.doctor,
 ):
     cli.add_command(_command)
 

@@ -1,0 +1,35 @@
+"""``wsi-saliency doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wsi_saliency.cli.options import Command, examples
+from wsi_saliency.cli.terminal import SOME_FAILED, echo
+
+
+@click.command(cls=Command, epilog=examples("doctor", "doctor -o /data/maps"))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("saliency"),
+    show_default=True,
+    metavar="FOLDER",
+    help="Where results would go.",
+)
+def doctor(out: Path) -> None:
+    """Say whether the program can work here: OpenSlide, torch, GPU, memory, disk, cache; and what to do."""
+    from wsi_saliency.workflows.doctor import examine
+
+    faults = 0
+    for finding in examine(out):
+        mark = {"ok": "ok", "note": "note", "fault": "FAULT"}[finding.verdict]
+        echo(f"{mark:<7}{finding.name:<11}{finding.text}")
+        if finding.advice:
+            echo(f"{'':<18}→ {finding.advice}")
+        faults += finding.verdict == "fault"
+    if faults:
+        raise click.exceptions.Exit(SOME_FAILED)
