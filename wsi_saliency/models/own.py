@@ -15,7 +15,7 @@ from torch import nn
 
 from wsi_saliency.errors import ModelError, WsiSaliencyError
 from wsi_saliency.messages import one_line
-from wsi_saliency.models.classifier import Classifier
+from wsi_saliency.models.classifier import Classifier, checked
 from wsi_saliency.models.spec import ClassifierSpec
 
 if TYPE_CHECKING:
@@ -44,8 +44,12 @@ def own_classifier(module: nn.Module, spec: ClassifierSpec, uri: str = "own") ->
     Raises
     ------
     ModelError
-        If it is no such network.
+        If it is no such network, or does not give logits.
     """
+    return checked(_own(module, spec, uri))
+
+
+def _own(module: nn.Module, spec: ClassifierSpec, uri: str) -> Classifier:
     if not isinstance(module, nn.Module) or not isinstance(spec, ClassifierSpec):
         raise ModelError(
             f"{uri} gives {type(module).__name__} and {type(spec).__name__}; a network (nn.Module) and a "
@@ -134,7 +138,7 @@ def as_classifier(returned: Any, uri: str) -> Classifier:
     if isinstance(returned, Classifier):
         return returned
     if isinstance(returned, tuple) and len(returned) == 2:
-        return own_classifier(returned[0], returned[1], uri)
+        return _own(returned[0], returned[1], uri)
     raise ModelError(
         f"{uri} gives {type(returned).__name__}; a network (nn.Module) and its ClassifierSpec are needed"
     )

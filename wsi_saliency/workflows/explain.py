@@ -30,22 +30,31 @@ if TYPE_CHECKING:
 
     from wsi_saliency.heatmap.ome_zarr import Heatmap
     from wsi_saliency.mapspec import MapSpec
+    from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.slides.slide import Slide
 
 log = logging.getLogger(__name__)
 
 
-def load_explainer(settings: RunSettings) -> Explainer:
+def load_explainer(settings: RunSettings, classifier: Classifier | None = None) -> Explainer:
     """Load the classifier that the settings name, and find the layers and the targets in it.
+
+    Parameters
+    ----------
+    settings
+        What to compute.
+    classifier
+        One to take in place of the one that the settings name, from `wsi_saliency.own_classifier`, say.
 
     Raises
     ------
     ModelError, SettingsError
         If the classifier cannot be loaded, or there is no such layer, target or device.
     """
-    classifier = load_chosen(settings)
+    model = settings.model if classifier is None else classifier.uri
+    classifier = classifier or load_chosen(settings)
     for note in classifier.notes:
-        log.warning("%s: %s", settings.model, note)
+        log.warning("%s: %s", model, note)
     explainer = Explainer.of(
         classifier,
         layers=settings.layers,
