@@ -29,9 +29,10 @@ from wsi_saliency.saliency.network import Network
 from wsi_saliency.workflows import explain as pipeline
 from wsi_saliency.workflows.explain import explain_slide
 
-FIRST = replace(SETTINGS, layers=("16",), targets=("normal", "tumour"))
+KIND = "gradient-x-activation"  # of other values for each target
+FIRST = replace(SETTINGS, layers=("16",), attributions=(KIND,), targets=("normal", "tumour"))
 FINER = replace(FIRST, layers=("8",))
-COARSE, FINE = (MapSpec(layer, "none", "gradient") for layer in ("stage4", "stage3"))
+COARSE, FINE = (MapSpec(layer, "none", KIND) for layer in ("stage4", "stage3"))
 
 
 @pytest.fixture(autouse=True)
@@ -130,7 +131,7 @@ def test_maps_are_added_again_and_again(slide, tmp_path, made):
     assert {path.name for path in result.folder.iterdir()} == {*names, "tiles.csv", "run.json"}
     settings = strict_json(result.folder / "run.json")["settings"]
     assert settings["methods"] == ["none", "centred-hook"]
-    assert settings["attributions"] == ["gradient", "deeplift"]
+    assert settings["attributions"] == [KIND, "deeplift"]
 
 
 @pytest.mark.parametrize("targets", [("tumour",), ("tumour", "normal"), ("1",), (" TUMOUR ", "0")])
@@ -274,20 +275,20 @@ def test_the_older_result_survives_an_addition_that_fails(slide, tmp_path, monke
 
 
 KILLED = """
-import os, sys
-from dataclasses import replace
-from tests.helpers.runs import SETTINGS, explained
+import json, os, sys
+from tests.helpers.runs import explained
+from wsi_saliency.settings import RunSettings
 from wsi_saliency.workflows import explain as pipeline
 
 pipeline.write_overview = lambda *args, **how: os._exit(9)  # when the stores and the TIFF are written
-explained(sys.argv[1], sys.argv[2], replace(SETTINGS, layers=("8",), targets=("normal", "tumour")))
+explained(sys.argv[1], sys.argv[2], RunSettings(**json.loads(sys.argv[3])))
 """
 
 
 def test_the_older_result_survives_an_addition_that_is_killed(slide, tmp_path):
     first = explained(slide, tmp_path / "out", FIRST)
     files = everything_in(first.folder)
-    command = [sys.executable, "-c", KILLED, slide, first.folder]
+    command = [sys.executable, "-c", KILLED, slide, first.folder, json.dumps(FINER.to_json())]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, timeout=120)
     assert done.returncode == 9
     assert everything_in(first.folder) == files
