@@ -4,6 +4,7 @@ import dataclasses
 import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import ome_types
@@ -11,7 +12,7 @@ import pytest
 import tifffile
 import yaozarrs
 
-from tests.helpers.heatmaps import INFO, VERSIONS, noise, written
+from tests.helpers.heatmaps import INFO, VERSIONS, named, noise, written
 from wsi_saliency.errors import OutputError
 from wsi_saliency.geometry import Placement, Size
 from wsi_saliency.heatmap.ome_tiff import needs_bigtiff, write_ome_tiff
@@ -187,3 +188,52 @@ def test_details_may_be_empty(tmp_path: Path) -> None:
     info: HeatmapInfo = dataclasses.replace(INFO, details={})
     text = ome_xml(info, Size(3, 5), Size(4, 6), pixels_in="elsewhere").decode()
     assert ome_types.from_xml(text).images[0].pixels.metadata_only
+
+
+# ----------------------------------------------------------------------------------------- channels
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (900, 700), (30, 2300)])
+def test_each_channel_is_a_page_with_a_pyramid_of_its_own(tmp_path: Path, shape: tuple[int, int]) -> None:
+    cells = np.stack([noise(*shape, seed) for seed in range(3)])
+    heatmap = written(tmp_path / "s.ome.zarr", cells)
+    write_ome_tiff(tmp_path / "s.ome.tif", heatmap)
+    for channel, of_channel in enumerate(cells):
+        one = written(tmp_path / f"{channel}.ome.zarr", of_channel)
+        write_ome_tiff(tmp_path / f"{channel}.ome.tif", one)
+    with tifffile.TiffFile(tmp_path / "s.ome.tif") as tiff:
+        assert tiff.is_ome
+        assert len(tiff.pages) == 3
+        assert [len(page.aspage().pages or ()) for page in tiff.pages] == [len(heatmap.levels) - 1] * 3
+        (series,) = tiff.series
+        assert (series.axes, len(series.levels)) == ("CYX", len(heatmap.levels))
+        for level, stored in enumerate(series.levels):
+            assert stored.shape == heatmap.levels[level].shape
+            for channel, values in enumerate(stored.asarray()):
+                alone = tifffile.imread(tmp_path / f"{channel}.ome.tif", level=level)
+                np.testing.assert_array_equal(values, alone)
+                np.testing.assert_array_equal(values, heatmap.read(level, channel=channel))
+        assert len(ET.fromstring(description(tmp_path / "s.ome.tif")).findall(".//{*}Image")) == 1
+        assert [270 in page.aspage().tags for page in tiff.pages] == [True, False, False]
+
+
+def test_the_ome_xml_names_and_colours_every_channel(tmp_path: Path) -> None:
+    cells = np.stack([noise(30, 21, seed) for seed in range(3)])
+    heatmap = written(tmp_path / "s.ome.zarr", cells)
+    write_ome_tiff(tmp_path / "s.ome.tif", heatmap)
+    (image,) = ome_types.from_tiff(tmp_path / "s.ome.tif").images
+    pixels = image.pixels
+    assert (pixels.size_c, pixels.size_x, pixels.size_y) == (3, 22, 30)
+    assert [channel.name for channel in pixels.channels] == list(named(3).channels)
+    assert [channel.samples_per_pixel for channel in pixels.channels] == [1] * 3
+    colours = [channel.color.as_rgb_tuple()[:3] for channel in pixels.channels]
+    assert ["".join(f"{part:02X}" for part in colour) for colour in colours] == list(COLOURS[:3])
+    assert len({channel.id for channel in pixels.channels}) == 3
+    (planes,) = pixels.tiff_data_blocks
+    assert (planes.ifd, planes.plane_count) == (0, 3)
+    assert all(name in image.description for name in named(3).channels)
+
+
+def test_bigtiff_counts_all_channels() -> None:
+    sizes = [Size(14_000, 14_000), Size(7000, 7000)]
+    assert [needs_bigtiff(sizes, channels) for channels in (1, 2, 3)] == [False, False, True]

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.storage import LocalStore
 
-from tests.helpers.heatmaps import INFO, VERSIONS, noise, written
+from tests.helpers.heatmaps import INFO, VERSIONS, named, noise, written
 from wsi_saliency.errors import OutputError
 from wsi_saliency.geometry import Size
+from wsi_saliency.heatmap.ome_xml import COLOURS
 from wsi_saliency.heatmap.ome_zarr import Heatmap, HeatmapWriter
-from wsi_saliency.heatmap.pyramid import TILE
+from wsi_saliency.heatmap.pyramid import TILE, Window
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -251,3 +252,62 @@ def test_an_unfinished_or_foreign_store_is_not_opened(tmp_path: Path, version: O
     for path in (unfinished, tmp_path / "empty", tmp_path / "missing"):
         with pytest.raises(OutputError, match="holds no finished heatmap"):
             Heatmap.open(path)
+
+
+# ----------------------------------------------------------------------------------------- channels
+
+
+def unlike(h: int, w: int, channels: int = 3) -> np.ndarray:
+    """Channels (C, h, w) of different ranges."""
+    return np.stack([noise(h, w, seed) * np.float32(10**seed) for seed in range(channels)])
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("shape", [(5, 3), (1100, 37), (30, 1300)])
+def test_each_channel_is_stored_as_a_map_of_its_own(
+    tmp_path: Path, version: OmeZarrVersion, shape: tuple[int, int]
+) -> None:
+    cells = unlike(*shape)
+    together = written(tmp_path / "s.ome.zarr", cells, version)
+    yaozarrs.validate_zarr_store(str(together.path))
+    assert together.info == named(3)
+    for channel, of_channel in enumerate(cells):
+        alone = written(tmp_path / f"{channel}.ome.zarr", of_channel, version)
+        assert together.windows[channel] == alone.windows[0]
+        assert together.level_sizes == alone.level_sizes
+        for level in range(len(alone.levels)):
+            assert together.levels[level].shape[0] == 3
+            np.testing.assert_array_equal(together.read(level, channel=channel), alone.read(level))
+        part = slice(1, 4), slice(0, 2)
+        np.testing.assert_array_equal(together.read(0, *part, channel=channel), alone.read(0, *part))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_channel_has_its_window_name_and_colour(tmp_path: Path, version: OmeZarrVersion) -> None:
+    heatmap = written(tmp_path / "s.ome.zarr", unlike(30, 21, channels=9), version)
+    channels = metadata(heatmap)["omero"]["channels"]
+    assert [channel["label"] for channel in channels] == list(named(9).channels)
+    assert [channel["color"] for channel in channels] == [*COLOURS, COLOURS[0]]
+    assert len({*COLOURS}) == len(COLOURS) == 8
+    assert [channel["active"] for channel in channels] == [True] + 8 * [False]
+    windows = [
+        Window(*(channel["window"][k] for k in ("min", "max", "start", "end"))) for channel in channels
+    ]
+    assert tuple(windows) == heatmap.windows
+    ends = [window.end for window in windows]
+    assert ends == sorted(ends)
+    assert len({*ends}) == 9
+
+
+def test_what_viewers_shall_display_holds_for_all_channels(tmp_path: Path) -> None:
+    writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(21, 30), named(2), shown=(-1.0, 2.0))
+    writer.write_rows(0, unlike(30, 21, 2))
+    assert [(window.start, window.end) for window in writer.finish().windows] == [(-1.0, 2.0)] * 2
+
+
+def test_a_value_that_is_not_finite_in_any_channel_stops_with_its_row(tmp_path: Path) -> None:
+    cells = unlike(30, 21)
+    cells[2, 17, 4] = np.nan
+    writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(21, 30), named(3))
+    with pytest.raises(OutputError, match="row 17 of the map"):
+        writer.write_rows(0, cells)

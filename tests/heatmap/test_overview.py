@@ -275,3 +275,20 @@ def test_a_missing_folder_is_one_line(tmp_path: Path) -> None:
 def test_drawing_needs_no_matplotlib() -> None:
     code = "import sys, wsi_saliency.heatmap.overview as _; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_the_channel_that_is_asked_for_is_drawn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cells = np.random.default_rng(0).random((2, 200, 300)).astype(np.float32)
+    (tmp_path / "one").mkdir()
+    place, said = Placement(0, 0, 8, 8), []
+    info = HeatmapInfo("s.svs", SLIDE, Mpp(0.5, 0.5), place, ("first", "gradient · none · layer2 · tumour"))
+    writer = HeatmapWriter.create(tmp_path / "two.ome.zarr", Size(300, 200), info)
+    writer.write_rows(0, cells)
+    both, alone = writer.finish(), heatmap_of(tmp_path / "one", cells[1], place)
+    np.testing.assert_array_equal(map_on_thumbnail(both, THUMBNAIL, 1), map_on_thumbnail(alone, THUMBNAIL))
+    for channel, heatmap in ((1, both), (0, alone)):
+        write_overview(
+            tmp_path / f"{channel}.png", np.zeros((400, 600, 3), np.uint8), heatmap, channel=channel
+        )
+        said.append((tmp_path / f"{channel}.png").read_bytes())
+    assert said[0] == said[1]

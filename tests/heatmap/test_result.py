@@ -5,9 +5,26 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from wsi_saliency.heatmap.result import COMPLETE, RUN_JSON, SCHEMA, Result, differences
-from wsi_saliency.settings import RunSettings
+from wsi_saliency.errors import OutputError
+from wsi_saliency.geometry import Placement, Size
+from wsi_saliency.heatmap.pyramid import Window
+from wsi_saliency.heatmap.result import (
+    COMPLETE,
+    RUN_JSON,
+    SCHEMA,
+    MapFiles,
+    MapRecord,
+    Result,
+    columns_of,
+    differences,
+    is_map_file,
+    with_names,
+)
+from wsi_saliency.mapspec import MapSpec
+from wsi_saliency.settings import ATTRIBUTIONS, METHODS, RunSettings
 
 WEIGHTS = {"sha256": "aa", "surrogate_sha256": None}
 SETTINGS = RunSettings(model="demo", methods=("backward-hook",), overlap=0.25)
@@ -109,3 +126,118 @@ def test_a_setting_that_an_older_record_lacks_had_its_default(slide):
 def test_a_record_of_another_version_is_another_version_and_nothing_more(slide):
     older = result_of(schema=None, settings={"layer": "8"})
     assert differences(older, slide, SETTINGS, WEIGHTS) == ("another version of the program",)
+
+
+# ------------------------------------------------------------------------------------- maps and names
+
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+COUNTS = st.integers(1, 10**6)
+SPECS = st.builds(MapSpec, st.text(min_size=1), st.sampled_from(METHODS), st.sampled_from(ATTRIBUTIONS))
+RECORDS = st.builds(
+    MapRecord,
+    SPECS,
+    st.lists(st.text()).map(tuple),
+    st.booleans(),
+    st.lists(st.text(), max_size=4).map(tuple),
+    st.dictionaries(st.text(), st.integers() | NUMBERS | st.text() | st.lists(st.text())),
+    st.builds(Placement, NUMBERS, NUMBERS, NUMBERS, NUMBERS),
+    st.builds(Size, COUNTS, COUNTS),
+    st.tuples(NUMBERS, NUMBERS),
+    st.lists(st.builds(Window, NUMBERS, NUMBERS, NUMBERS, NUMBERS), max_size=4).map(tuple),
+)
+
+
+@given(RECORDS)
+def test_a_map_s_record_is_read_back_from_json(record):
+    text = json.dumps(record.to_json(), allow_nan=False)
+    assert MapRecord.from_json(json.loads(text)) == record
+
+
+@given(st.lists(RECORDS, max_size=3, unique_by=lambda record: record.spec), st.lists(st.text(), max_size=2))
+def test_a_result_s_maps_are_read_back_from_its_record(maps, targets):
+    facts = with_names(maps, targets)
+    assert result_of(maps=facts).maps == tuple(maps)
+    files = [name for fact in facts for name in fact["files"].values()]
+    if len({spec.name for spec in (found.spec for found in maps)}) == len(maps):
+        assert len({*files}) == len(files) == 3 * len(maps)
+    assert [len(fact["columns"]) for fact in facts] == [len(targets)] * len(maps)
+
+
+@pytest.mark.parametrize("damage", [{"schema": None}, {"schema": 2}, {"maps": [{}]}, {"maps": None}])
+def test_maps_of_a_record_that_cannot_be_read_are_one_line(damage):
+    with pytest.raises(OutputError, match=r"maps/run\.json: not written by this version .* --overwrite"):
+        _ = result_of(**damage).maps
+
+
+def test_files_and_columns_of_one_map_and_of_several():
+    one, other = MapSpec("layer3", "none", "gradient"), MapSpec("a/b", "centred-hook", "deeplift")
+    assert MapFiles.of([one])[one] == MapFiles("saliency.ome.zarr", "saliency.ome.tif", "overview.png")
+    files = MapFiles.of([one, other])
+    name = "a_b.centred-hook.deeplift"
+    assert files[other] == MapFiles(
+        f"saliency.{name}.ome.zarr", f"saliency.{name}.ome.tif", f"overview.{name}.png"
+    )
+    assert files[one].overview == "overview.png"
+    assert files[one].ome_zarr == "saliency.layer3.none.gradient.ome.zarr"
+    assert columns_of([one], ["t"])[one] == [("saliency_mean", "saliency_max")]
+    assert columns_of([one], ["t", "u"])[one][1][1] == "saliency_max.layer3.none.gradient.u"
+    assert columns_of([one, other], ["t"])[other] == [(f"saliency_mean.{name}.t", f"saliency_max.{name}.t")]
+
+
+def test_maps_are_known_by_their_files_names():
+    one, other = MapSpec("layer3", "none", "gradient"), MapSpec("input", "none", "gradient")
+    names = [files.ome_tiff for maps in ([one], [one, other]) for files in MapFiles.of(maps).values()]
+    assert all(map(is_map_file, names))
+    assert not any(map(is_map_file, ("slide.ome.tif", "saliency.tif", "overview.png", "my saliency.ome.tif")))
+
+
+# -------------------------------------------------------------------------------- what is there already
+
+NOWHERE = (Placement(0, 0, 1, 1), Size(1, 1), (0, 0), ())
+THERE = [
+    MapRecord(MapSpec(layer, method, "gradient"), asked, False, (), {}, *NOWHERE)
+    for layer, asked in (("layer2", ("8",)), ("layer3", ("16", "last")))
+    for method in ("none", "centred-hook")
+]
+
+
+@pytest.mark.parametrize(
+    ("asked", "there"),
+    [
+        ({"layers": ("8",)}, True),
+        ({"layers": ("layer3", "8")}, True),
+        ({"layers": ("last",), "methods": ("centred-hook", "none")}, True),
+        ({}, True),
+        ({"layers": ("4",)}, False),
+        ({"layers": ("8", "4")}, False),
+        ({"methods": ("none", "backward-hook")}, False),
+        ({"attributions": ("gradient", "deeplift")}, False),
+        ({"attributions": ("gradcam",)}, False),
+        ({"targets": ("normal",)}, False),
+    ],
+    ids=str,
+)
+def test_maps_are_found_by_every_name_of_their_layer(asked, there):
+    """Without a layer it is that of the attribution: 16 for the gradient."""
+    settings = replace(SETTINGS, **{"methods": ("none",), "attributions": ("gradient",)} | asked)
+    assert result_of(maps=[found.to_json() for found in THERE]).has(settings) == there
+
+
+@pytest.mark.parametrize(
+    ("targets", "there"),
+    [
+        ((), True),  # as it was asked for
+        (("Tumour",), True),
+        (("TUMOUR",), True),
+        ((" tumour ",), True),
+        (("1",), True),
+        (("1", "tumour"), True),
+        (("0",), False),
+        (("tumor",), False),
+        (("all",), False),
+        (("tumour", "normal"), False),
+    ],
+)
+def test_targets_are_found_by_name_and_index_in_any_case(targets, there):
+    assert result_of().has_targets(replace(SETTINGS, targets=targets)) == there
+    assert not result_of(settings=SETTINGS.to_json() | {"targets": ["1"]}).has_targets(SETTINGS)

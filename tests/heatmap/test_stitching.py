@@ -132,3 +132,36 @@ def test_window_is_positive_symmetric_and_one_cell_is_kept():
     assert (window > 0).all()
     np.testing.assert_allclose(window, window[::-1, ::-1], rtol=1e-5)
     assert hann_window(1, 1) == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    case=st.builds(
+        random_case,
+        st.integers(0, 99),
+        st.floats(0, 0.9),
+        *[st.integers(1, 90)] * 2,
+        st.floats(0, 1),
+        st.just(3),
+    )
+)
+def test_channels_are_stitched_as_maps_of_their_own(case):
+    grid, tiles, maps = case
+    together = stitched(grid, tiles, maps, 8)
+    for channel in range(3 if tiles else 0):
+        alone = stitched(grid, tiles, {tile: maps[tile][channel : channel + 1] for tile in tiles}, 8)
+        np.testing.assert_array_equal(together[channel], alone[0])
+
+
+@pytest.mark.parametrize("reduction", [2, 4, 8])
+def test_layers_of_one_grid_have_cells_of_their_own_size(reduction):
+    """The grid suits the coarsest layer; a finer one has more cells of each patch, at the same places."""
+    grid = TileGrid.over(Canvas(200, 104, 1, 1), 32, 0.5, 8)
+    bands, cells = [], 32 // reduction
+    stitcher = Stitcher(grid, grid, reduction, cells, cells, 1, lambda y, rows: bands.append(rows))
+    slide = np.random.default_rng(0).normal(size=(104 // reduction, 200 // reduction)).astype(np.float32)
+    for tile in grid:
+        x, y = tile.canvas_x // reduction, tile.canvas_y // reduction
+        stitcher.add(tile, slide[None, y : y + cells, x : x + cells])
+    stitcher.finish()
+    np.testing.assert_allclose(np.concatenate(bands, axis=1)[0], slide, rtol=1e-5)
