@@ -174,6 +174,20 @@ def test_settings_as_json():
     assert next(iter(written)) == "model"
 
 
+@pytest.mark.parametrize("name", ["layers", "methods", "attributions", "targets"])
+def test_a_list_is_taken_for_a_tuple_and_a_single_text_refused(name):
+    value = {"methods": "none", "attributions": "gradient"}.get(name, "8")
+    assert getattr(RunSettings(**{name: [value]}), name) == (value,)
+    with pytest.raises(SettingsError, match=rf"{name} \(--{name[:-1]}\) is '{value}'; it has to be several"):
+        RunSettings(**{name: value})
+
+
+@pytest.mark.parametrize("name", ["methods", "attributions"])
+def test_a_run_has_at_least_one_method_and_attribution(name):
+    with pytest.raises(SettingsError, match=rf"{name} \(--{name[:-1]}\) is empty; name at least one"):
+        RunSettings(**{name: ()})
+
+
 @pytest.mark.parametrize("method", ["none", "backward-hook", "forward-hook"])
 def test_a_surrogate_that_would_be_ignored_is_refused(method):
     file = Path("s.safetensors")

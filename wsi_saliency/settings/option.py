@@ -123,7 +123,7 @@ def check(settings: Any) -> None:
     for name, known in options_of(settings).items():
         value = getattr(settings, name)
         called = f"{name} ({known.name(name)})"
-        if isinstance(value, str) and isinstance(vars(type(settings)).get(name, value), tuple):
+        if isinstance(value, str) and isinstance(getattr(type(settings), name, None), tuple):
             raise SettingsError(f"{called} is {value!r}; it has to be several: ({value!r},)")
         if known.within and value is not None and value not in known.within:
             raise SettingsError(f"{called} is {_short(value)}; it has to be {known.within.wanted}")
