@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from tests.helpers.nets import spot_classifier
 from tests.helpers.paths import REAL_SLIDES
 from tests.helpers.slides import write_svs
 from wsi_saliency.heatmap.ome_zarr import Heatmap
+from wsi_saliency.heatmap.result import Result
 from wsi_saliency.models import loading
 from wsi_saliency.saliency.engine import Explainer
 
@@ -112,6 +114,76 @@ def test_a_complete_result_is_kept_and_the_run_says_so(call, slide):
     made = "made with overlap 0.5 (now 0.25), target tumour (now 0)"
     assert other.stdout == f"{kept}, {made} (--overwrite replaces it) in saliency/slide\n"
     assert (again.exit_code, other.exit_code) == (0, 0)
+
+
+@pytest.mark.usefixtures("spots")
+def test_lists_make_several_maps_of_all_targets(call, slide, tmp_path):
+    lists = [
+        "--layer",
+        "4,8",
+        "--target",
+        "all",
+        "--method",
+        "none, centred-hook",
+        "--attribution",
+        "gradient",
+    ]
+    result = call("run", slide, "--device", "cpu", *lists)
+    assert (result.exit_code, result.stderr) == (0, "")
+    found = Result.read(tmp_path / "saliency" / "slide")
+    assert {found.spec.name for found in found.maps} == {
+        f"{layer}.{method}.gradient" for layer in ("stage2", "stage3") for method in ("none", "centred-hook")
+    }
+    assert found.targets == ("normal", "tumour")
+    assert found.record["settings"]["targets"] == ["all"]
+
+
+@pytest.mark.usefixtures("spots")
+def test_what_is_added_and_what_is_kept_is_said(call, slide):
+    call("run", slide, "--device", "cpu", "--target", "all")
+    added = call("run", slide, "--target", "all", "--layer", "8,16", "--method", "none")
+    assert (added.exit_code, added.stderr) == (0, "")
+    first, *new = "stage4.centred-hook.deeplift", "stage3.none.deeplift", "stage4.none.deeplift"
+    assert re.fullmatch(
+        rf"{slide}: \d+ of \d+ patches explained in \d+ s; added {', '.join(new)} → saliency/slide\n",
+        added.stdout,
+    )
+    for arguments in (["--layer", "8", "--method", "none"], ["--layer", "stage4"]):
+        kept = call("run", slide, "--target", "all", *arguments)
+        names = ", ".join([first, *new])
+        said = f"{slide}: complete result kept, with {names} (--overwrite replaces it) in saliency/slide\n"
+        assert (kept.exit_code, kept.stdout) == (0, said)
+    refused = call("run", slide, "--target", "all", "--layer", "32")
+    made = "made with patches 48 px apart, which does not suit the new layers (now 32)"
+    assert f"kept, with {', '.join([first, *new])}, {made} (--overwrite" in refused.stdout
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_result_of_an_older_version_is_kept_and_the_run_says_so(call, slide, tmp_path):
+    call("run", slide, "--device", "cpu")
+    path = tmp_path / "saliency" / "slide" / "run.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "schema"}))
+    kept = call("run", slide, "--layer", "8")
+    words = "complete result of another version of the program kept (--overwrite replaces it)"
+    assert (kept.exit_code, kept.stdout) == (0, f"{slide}: {words} in saliency/slide\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--method", "none,nix"], "'nix' is not one of none, backward-hook"),
+        (["--attribution", "gradient,nix"], "'nix' is not one of gradient, "),
+        (["--method", ","], "methods (--method) is empty; name at least one"),
+        (["--attribution", ""], "attributions (--attribution) is empty; name at least one"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("spots")
+def test_lists_with_what_is_no_choice_are_wrong_usage(call, slide, tmp_path, arguments, words):
+    result = call("run", slide, *arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert left(tmp_path) == []
 
 
 @pytest.mark.usefixtures("spots")

@@ -1,10 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
+import torch
 from scipy import ndimage
 
 from tests.helpers.nets import spot_classifier
+from wsi_saliency.mapspec import MapSpec
 from wsi_saliency.saliency.drift import measure_drift
 from wsi_saliency.saliency.engine import Explainer
 
@@ -76,3 +80,34 @@ def test_drift_of_a_gated_stage_is_half_a_cell():
         for y, x in rng.integers(60, 200, (3, 2)):
             patch[y - 20 : y + 20, x - 20 : x + 20] = 0
     assert e.drift(spots)[e.maps[0]] == pytest.approx((8, 8), abs=2)
+
+
+def test_only_the_maps_that_may_drift_are_measured_over_all_targets():
+    how = {"layers": ["8", "16"], "methods": ["none", "backward-hook"], "device": "cpu"}
+    kinds = ["gradient", "gradient-x-activation"]
+    e = Explainer.of(spot_classifier(), targets=["all"], attributions=kinds, **how)
+    drifting = [MapSpec(layer, "backward-hook", "gradient") for layer in ("stage3", "stage4")]
+    assert list(e.may_drift) == drifting
+    found = e.drift(noise())
+    assert list(found) == drifting
+    for spec, drift in found.items():
+        plain = e(noise(), [replace(spec, method="none")]).maps[replace(spec, method="none")]
+        smooth = e(noise(), [spec]).maps[spec]
+        layer = e.geometry(spec)
+        most = layer.drift_y / layer.reduction, layer.drift_x / layer.reduction
+        both = [torch.cat([maps[:, 0], maps[:, 1]]).numpy() for maps in (plain, smooth)]
+        y, x = measure_drift(*both, most)
+        assert drift == pytest.approx((x * layer.reduction, y * layer.reduction), abs=1e-6)
+
+
+def test_the_drift_is_that_of_several_targets_together(monkeypatch):
+    """Two targets are twice as many maps."""
+    seen = []
+    monkeypatch.setattr(
+        "wsi_saliency.saliency.network.measure_drift",
+        lambda plain, smooth, most: seen.append((plain.shape, smooth.shape)) or (0.5, 0.25),
+    )
+    how = {"layers": ["8"], "methods": ["backward-hook"], "attributions": ["gradient"], "device": "cpu"}
+    e = Explainer.of(spot_classifier(), targets=["all"], **how)
+    assert e.drift(noise(n=3)) == {e.maps[0]: (2.0, 4.0)}
+    assert seen == [((6, 32, 32), (6, 32, 32))]
