@@ -141,14 +141,17 @@ def test_a_network_of_timm(tmp_path: Path) -> None:
     same_logits(loaded(tmp_path, original.state_dict(), with_network(definition)).module, original)
 
 
-def test_all_cells_are_averaged_at_any_size(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whole", [True, False])
+def test_all_cells_are_averaged_at_any_size(whole: bool, tmp_path: Path) -> None:
+    """MONAI then holds the whole network, in older versions its children."""
     torch.manual_seed(0)
     original = with_statistics(models.resnet18(weights=None, num_classes=1))
     state = {}
     children = [name for name, _ in original.named_children()]
     for name, value in original.state_dict().items():
         child, _, rest = name.partition(".")
-        state[name if child == "fc" else f"features.{children.index(child)}.{rest}"] = value
+        inner = child if whole else children.index(child)
+        state[name if child == "fc" else f"features.{inner}.{rest}"] = value
     inference = changed(changed(INFERENCE, "network_def.pool", None), "network_def.use_conv", False)
     metadata = changed(METADATA, "network_data_format.inputs.image.spatial_shape", [96, 96])
     same_logits(loaded(tmp_path, state, inference, metadata).module, original, 96)

@@ -98,6 +98,18 @@ def test_the_hash_is_that_of_names_and_values() -> None:
     assert own_classifier(first, SPEC).sha256 != own_classifier(renamed, SPEC).sha256
 
 
+def test_a_network_that_cannot_be_copied_is_refused() -> None:
+    net = network(2)
+    net.made = next(net.parameters()) * 2  # type: ignore[assignment]
+    with pytest.raises(ModelError, match="cannot be copied"):
+        own_classifier(net, SPEC)
+
+
+def test_a_network_without_logits_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"mine gives \(2, 3\) for 2 patches and 2 classes"):
+        own_classifier(network(3), SPEC, "mine")
+
+
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
 def test_a_scripted_module_is_refused() -> None:
     with pytest.raises(ModelError, match="scripted module, which has no hooks"):

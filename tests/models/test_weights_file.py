@@ -12,7 +12,7 @@ from tests.helpers.bundles import same_logits, with_statistics
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models import recognition
 from wsi_saliency.models.loading import load_classifier
-from wsi_saliency.models.recognition import FAMILIES, fitting
+from wsi_saliency.models.recognition import FAMILIES, Family, fitting
 from wsi_saliency.models.torchvision import blueprint as torchvision_blueprint
 from wsi_saliency.models.weights import read_weights
 
@@ -110,6 +110,12 @@ NAMES = [
     for library in ("timm", "torchvision")
     for name in getattr(family, library)[:: max(1, len(getattr(family, library)) - 1)]
 ]
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: (family.timm + family.torchvision)[0])
+def test_every_name_is_known(family: Family) -> None:
+    assert all(timm.is_model(name) for name in family.timm)
+    assert set(family.torchvision) <= set(models.list_models(module=models))
 
 
 @pytest.mark.parametrize(("library", "name"), NAMES)

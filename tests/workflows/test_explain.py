@@ -39,7 +39,7 @@ from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.readers.openslide import OpenSlideReader
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows import explain as pipeline
-from wsi_saliency.workflows.explain import explain_slide
+from wsi_saliency.workflows.explain import explain_slide, load_explainer
 
 W, H, TISSUE = 384, 320, (128, 96, 160, 160)
 XS, YS = (positions(side, 64, 40, 8) for side in (W, H))  # of patches of 64 px that overlap by about one half
@@ -82,6 +82,7 @@ def test_the_record_says_what_was_done(slide, result):
     assert (record["schema"], record["status"]) == (1, "complete")
     assert record["settings"] == SETTINGS.to_json()
     assert record["model"]["sha256"] == "0" * 64
+    assert record["model"]["notes"] == []
     facts = record["slide"]
     assert (facts["name"], facts["bytes"]) == ("section.svs", slide.stat().st_size)
     assert (facts["format"], facts["size"], facts["levels"]) == ("aperio", {"w": W, "h": H}, 2)
@@ -99,6 +100,13 @@ def test_the_record_says_what_was_done(slide, result):
     assert record["seconds"][record["slowest_station"]] == max(record["seconds"][n] for n in stations)
     assert {"wsi-saliency", "torch", "timm", "openslide-python", "python"} <= record["versions"].keys()
     assert record["peak_memory_mb"] is None or record["peak_memory_mb"] > 50
+
+
+def test_a_classifier_from_python_is_taken_in_place_of_the_settings(slide, tmp_path, caplog):
+    own = replace(spot_classifier(64), uri="mine", notes=("of my own",))
+    result = explain_slide(slide, tmp_path / "own", SETTINGS, explainer=load_explainer(SETTINGS, own))
+    assert (result.record["model"]["uri"], result.record["model"]["notes"]) == ("mine", ["of my own"])
+    assert "mine: of my own" in caplog.text
 
 
 def test_the_record_s_placement_is_the_heatmap_s(result):

@@ -101,7 +101,8 @@ def _rebuilder(network: Network) -> Callable[[Network, Weights, str], Classifier
 
 def _fc_model(network: Network, weights: Weights, uri: str) -> Classifier:
     """Rebuild ``TorchVisionFCModel``: a ResNet of torchvision, whose head is linear or a 1×1 convolution."""
-    taken = _arguments(network, "model_name", "num_classes", "use_conv", "pool", dim=2, in_channels=None)
+    same = {"dim": 2, "in_channels": None, "fc_name": "fc", "node_name": ""}
+    taken = _arguments(network, "model_name", "num_classes", "use_conv", "pool", **same)
     name = taken.get("model_name", "resnet18")
     if name not in RESNETS:
         raise ModelError(

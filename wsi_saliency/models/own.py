@@ -59,9 +59,15 @@ def _own(module: nn.Module, spec: ClassifierSpec, uri: str) -> Classifier:
         raise ModelError(
             f"{uri} gives a scripted module, which has no hooks; give the network it was made of"
         )
+    try:
+        copied = copy.deepcopy(module).cpu().float()
+    except Exception as error:  # networks may hold what nobody can copy
+        raise ModelError(
+            f"{uri}: its network cannot be copied ({type(error).__name__}: {one_line(error)})"
+        ) from error
     names = tuple(one_line(name) for name in spec.class_names)
     return Classifier(
-        module=copy.deepcopy(module).cpu().float().eval().requires_grad_(False),
+        module=copied.eval().requires_grad_(False),
         uri=uri,
         architecture=one_line(spec.architecture),
         patch=spec.patch,

@@ -1,7 +1,8 @@
 """ResNets inside of other modules: their parameters by the names that timm and torchvision give them.
 
 MONAI (``features``) and TIAToolbox (``feat_extract``) hold the network as a sequence of its children: 0 is
-the first convolution, 1 its normalisation, 2 and 3 are ReLU and max pooling, 4 to 7 the stages.
+the first convolution, 1 its normalisation, 2 and 3 are ReLU and max pooling, 4 to 7 the stages. Newer
+versions of MONAI hold the whole network there, if its pooling stays.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _CHILDREN: Mapping[str, str] = {
     "6": "layer3",
     "7": "layer4",
 }
-_CHILD = re.compile(r"(?:features|feat_extract)\.(\d+)\.")
+_CHILD = re.compile(r"(?:features|feat_extract)\.(\w+)\.")
 
 
 def is_wrapped(state: Mapping[str, Tensor]) -> bool:
@@ -43,6 +44,6 @@ def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _name(key: str) -> str:
     found = _CHILD.match(key)
-    if found and found[1] in _CHILDREN:
-        return f"{_CHILDREN[found[1]]}.{key[found.end() :]}"
+    if found and (child := _CHILDREN.get(found[1], found[1])) in _CHILDREN.values():
+        return f"{child}.{key[found.end() :]}"
     return f"fc.{key.removeprefix('classifier.')}" if key.startswith("classifier.") else key

@@ -171,6 +171,7 @@ def _model_facts(plan: Plan, before: Result | None) -> dict[str, Any]:
         "std": list(classifier.std),
         "classes": list(classifier.class_names),
         "output": classifier.output,
+        "notes": list(classifier.notes),
         "device": str(explainer.device),
         "precision": explainer.network.precision,
         "batch": explainer.batch,
