@@ -43,7 +43,7 @@ def result_of(**changed):
     record = {
         "schema": SCHEMA,
         "settings": SETTINGS.to_json(),
-        "model": dict(WEIGHTS),
+        "model": WEIGHTS | {"classes": ["normal", "Tumour"]},
         "slide": {"name": "slide.svs", "bytes": 5},
         "targets": TARGETS,
     }
@@ -241,3 +241,8 @@ def test_maps_are_found_by_every_name_of_their_layer(asked, there):
 def test_targets_are_found_by_name_and_index_in_any_case(targets, there):
     assert result_of().has_targets(replace(SETTINGS, targets=targets)) == there
     assert not result_of(settings=SETTINGS.to_json() | {"targets": ["1"]}).has_targets(SETTINGS)
+
+
+def test_all_targets_are_there_if_each_class_is():
+    every = [{"name": "normal", "index": 0}, *TARGETS]
+    assert result_of(targets=every).has_targets(replace(SETTINGS, targets=("all",)))

@@ -20,7 +20,7 @@ from wsi_saliency.geometry import Placement, Size
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.pyramid import Window
 from wsi_saliency.mapspec import MapSpec
-from wsi_saliency.settings import RunSettings, default_layer
+from wsi_saliency.settings import ALL_TARGETS, RunSettings, default_layer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -277,6 +277,8 @@ class Result:
         """Whether the targets that settings ask for are those of the result."""
         if list(settings.targets) == self.record["settings"].get("targets"):
             return True
+        if settings.targets == (ALL_TARGETS,):
+            return set(self.targets) == set(self.record["model"]["classes"])
         known = {str(target[k]).casefold() for target in self.record["targets"] for k in ("name", "index")}
         return bool(settings.targets) and known.issuperset(t.strip().casefold() for t in settings.targets)
 

@@ -14,6 +14,7 @@ from wsi_saliency.messages import one_line
 from wsi_saliency.models.heads import without_squashing
 from wsi_saliency.models.memory import bytes_of_memory, pass_bytes
 from wsi_saliency.models.wording import bytes_in_words
+from wsi_saliency.settings import ALL_TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from wsi_saliency.models.spec import Output as Output
 
-ALL_TARGETS = "all"
 TUMOUR_NAMES = frozenset({"tumour", "tumor", "metastasis", "metastases", "cancer"})
 
 # Functions with weights, and those that turn logits into probabilities, by the name PyTorch gives them.

@@ -13,6 +13,7 @@ from wsi_saliency.settings.commands import (
 from wsi_saliency.settings.evaluation import SCORE_ON, SUBSTRATES, ScoreOn, Substrate
 from wsi_saliency.settings.option import Bounds, Option, check, option, options_of, varied, whole
 from wsi_saliency.settings.parts import (
+    ALL_TARGETS,
     ATTRIBUTIONS,
     DEFAULT_ATTRIBUTION,
     DEFAULT_LAYER,
@@ -32,6 +33,7 @@ from wsi_saliency.settings.parts import (
 )
 
 __all__ = [
+    "ALL_TARGETS",
     "ATTRIBUTIONS",
     "DEFAULT_ATTRIBUTION",
     "DEFAULT_LAYER",

@@ -27,6 +27,7 @@ DEFAULT_METHOD: Method = "centred-hook"  # these three and the overlap follow fr
 DEFAULT_ATTRIBUTION: Attribution = "deeplift"
 DEFAULT_LAYER = "16"
 DEFAULT_TARGET = "the single logit, or the one class called tumour"
+ALL_TARGETS = "all"
 IMITATING: Method = "surrogate"  # the method that needs a surrogate
 
 MAX_PATCH = 4096  # pixels; a ResNet's first layers take 4 GB for one such patch
