@@ -110,7 +110,7 @@ def test_what_is_wrong_stands_in_the_message():
     )
     assert refused(EvaluationSettings, "methods", ("none", "nix")) == (
         "methods (--method) is 'nix'; it has to be one of none, backward-hook, centred-hook, "
-        "forward-hook, surrogate"
+        "forward-hook, surrogate, shift-average"
     )
     assert refused(RunSettings, "range", (1.0, 0.0)) == (
         "range (--range) is 1,0; LOW has to be below HIGH, both finite, as in 0,0.001"

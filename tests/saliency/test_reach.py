@@ -126,7 +126,8 @@ def test_nothing_means_that_the_map_is_the_plain_one(method, layer):
 def test_only_the_stem_of_a_densenet_is_strided():
     net, images = timm.create_model("densenet121").eval(), torch.zeros(1, 3, 64, 64)
     reach, hidden = Reach(net, images), measure(net, "features.denseblock2", images)
-    assert {reach.effect(method, hidden) for method in METHODS} == {"nothing"}
+    assert {reach.effect(method, hidden) for method in ACTING} == {"nothing"}
+    assert reach.effect("shift-average", hidden) == "smooths"
     at_input = measure(net, INPUT, images)
     assert {m: reach.effect(m, at_input) for m in ACTING} == {
         **dict.fromkeys(ON_THE_WAY_BACK, "smooths"),
@@ -139,9 +140,13 @@ def test_at_a_last_stage_predictions_still_change():
     reach, last = Reach(net, images), measure(net, "stage5", images)
     assert {m: reach.effect(m, last) for m in METHODS} == {
         "none": "nothing",
+        "shift-average": "smooths",
         **dict.fromkeys(ON_THE_WAY_BACK, "nothing"),
         **dict.fromkeys(STANDING_IN, "changes"),
     }
+
+
+HELP = "what helps: an earlier layer, --layer input or --method shift-average"
 
 
 def test_notices_are_a_line_for_each_effect():
@@ -150,9 +155,9 @@ def test_notices_are_a_line_for_each_effect():
     notices = Reach(net, images).notices(["none", "backward-hook", "centred-hook", "forward-hook"], layers)
     assert notices == [
         "no strided convolution lies behind layers stage5.0 and stage5: "
-        "backward-hook and centred-hook change nothing there",
+        f"backward-hook and centred-hook change nothing there; {HELP}",
         "no strided convolution lies behind layers stage5.0 and stage5: "
-        "forward-hook smooths nothing there, though activations and predictions change",
+        f"forward-hook smooths nothing there, though activations and predictions change; {HELP}",
     ]
 
 
@@ -161,13 +166,11 @@ def test_a_stem_that_a_method_spares_is_told_from_no_strided_convolution():
     reach = Reach(net, images)
     assert reach.notices(["forward-hook"], [measure(net, INPUT, images)]) == [
         "no strided convolution that forward-hook acts on lies behind layer input: "
-        "forward-hook changes nothing there"
+        "forward-hook changes nothing there; what helps: --method shift-average"
     ]
     assert reach.notices(["backward-hook"], [measure(net, INPUT, images)]) == []
-    assert reach.notices(
-        ["backward-hook", "centred-hook", "forward-hook"], [measure(net, "features", images)]
-    ) == [
-        "no strided convolution lies behind layer features: "
-        "backward-hook, centred-hook and forward-hook change nothing there"
+    assert reach.notices(["backward-hook", "centred-hook"], [measure(net, "features", images)]) == [
+        "no strided convolution lies behind layer features: backward-hook and centred-hook change nothing "
+        "there; what helps: --layer input or --method shift-average",
     ]
     assert reach.notices(["none"], [measure(net, "features.norm5", images)]) == []

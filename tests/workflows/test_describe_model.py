@@ -44,7 +44,7 @@ def test_a_model_s_facts():
     ]
     assert "28 × 28 cells; smoothed by all methods" in layers[3]
     assert layers[-1].endswith(
-        "; smoothed by no method; forward-hook, surrogate only change activations and predictions"
+        "; smoothed by shift-average; forward-hook, surrogate only change activations and predictions"
     )
 
 
@@ -72,14 +72,14 @@ def layers_of(architecture, tmp_path, patch=None):
 
 def test_where_only_the_stem_is_strided_no_hidden_layer_is_smoothed(tmp_path):
     layers, _ = layers_of("densenet121", tmp_path, patch=64)
-    assert layers[0].endswith("; smoothed by backward-hook, centred-hook")
-    assert all(text.endswith("; smoothed by no method") for text in layers[1:])
+    assert layers[0].endswith("; smoothed by backward-hook, centred-hook, shift-average")
+    assert all(text.endswith("; smoothed by shift-average") for text in layers[1:])
 
 
 def test_of_a_vision_transformer_the_blocks_that_can_be_explained_are_shown(tmp_path):
     layers, notes = layers_of("test_vit", tmp_path)
     assert [text.split(":")[0] for text in layers] == ["input", *(f"blocks.{i}" for i in range(5))]
-    assert "1/16, 64 channels, 10 × 10 cells" in layers[1]
+    assert "1/16, 64 channels, 10 × 10 cells; smoothed by shift-average" in layers[1]
     assert any(note.startswith("blocks.5: no grid of cells") for note in notes)
 
 

@@ -445,7 +445,8 @@ def test_methods_that_do_nothing_at_a_layer_are_said_to(spots, caplog):
     EvaluatedClassifier.of(settings_of(methods=("backward-hook", "centred-hook"), layers=("8", "last")))
     notices = [record.message for record in caplog.records if "lies behind" in record.message]
     assert notices == [
-        "no strided convolution lies behind layer stage5: backward-hook and centred-hook change nothing there"
+        "no strided convolution lies behind layer stage5: backward-hook and centred-hook change nothing "
+        "there; what helps: an earlier layer, --layer input or --method shift-average"
     ]
 
 

@@ -560,7 +560,7 @@ def test_one_bar_a_slide_on_terminals_only(slide, tmp_path, monkeypatch, stream,
         (
             "last",
             ("none", "backward-hook"),
-            ["layer layer4: backward-hook changes nothing there; choose an earlier --l"],
+            ["layer layer4: backward-hook changes nothing there; what helps: an earlier layer"],
         ),
         ("last", ("none",), []),
         ("8", ("backward-hook",), []),

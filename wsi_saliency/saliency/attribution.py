@@ -84,12 +84,14 @@ class Baselines:
     ----------
     model, image
         As in `Baseline`.
+    layouts
+        How the cells of layers lie in their outputs, by layer and size of images, as far as that is known.
     """
 
     model: nn.Module
     image: Tensor
+    layouts: dict[tuple[str, Size], Layout] = field(default_factory=dict)
     _made: dict[tuple[str, ...], Baseline] = field(default_factory=dict, init=False)
-    _layouts: dict[tuple[str, Size], Layout] = field(default_factory=dict, init=False)
 
     def of(self, layers: tuple[str, ...]) -> Baseline:
         """Return what it is at some layers, and above the first of them."""
@@ -100,9 +102,9 @@ class Baselines:
     def layout(self, layer: str, images: Tensor) -> Layout:
         """Return how the cells of a layer lie in its output for images of this size."""
         key = layer, images.shape[2:]
-        if key not in self._layouts:
-            self._layouts[key] = layout_of(self.model, layer, images)
-        return self._layouts[key]
+        if key not in self.layouts:
+            self.layouts[key] = layout_of(self.model, layer, images)
+        return self.layouts[key]
 
 
 @dataclass(frozen=True)
@@ -140,9 +142,9 @@ class AttributionInput:
         """Layers of the maps, each once."""
         return tuple(dict.fromkeys(spec.layer for spec in self.maps))
 
-    def of(self, images: Tensor) -> AttributionInput:
-        """Ask the same of other images."""
-        return replace(self, images=images)
+    def of(self, images: Tensor, baselines: Baselines) -> AttributionInput:
+        """Ask the same of other images, compared with another baseline."""
+        return replace(self, images=images, baselines=baselines)
 
     @property
     def baseline(self) -> Baseline:

@@ -248,6 +248,8 @@ class LayerGeometry:
         Names of the strided convolutions behind the layer: those on the way from its output to the logits.
     total_stride
         Input pixels by which a picture has to move for the network to see the same (see `total_stride`).
+    layout
+        How the cells lie in the layer's output.
     """
 
     name: str
@@ -261,6 +263,7 @@ class LayerGeometry:
     drift_y: float
     strided_behind: tuple[str, ...] = ()
     total_stride: int = 1
+    layout: Layout | None = None
 
 
 def measure(model: nn.Module, layer: str, images: Tensor) -> LayerGeometry:
@@ -373,6 +376,7 @@ def _geometry(layer: str, output: Tensor, places: Places | None, drift: Pair) ->
         centre_y=places.centre[0],
         drift_x=drift[1],
         drift_y=drift[0],
+        layout=places.layout,
     )
 
 

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections import defaultdict
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Size, Tensor, nn
 
 from wsi_saliency.mapspec import PLAIN as PLAIN
 from wsi_saliency.models.classifier import standard_logits
 from wsi_saliency.saliency.attribution import ATTRIBUTION, AttributionInput, Baselines, attribute
 from wsi_saliency.saliency.drift import measure_drift
 from wsi_saliency.saliency.folding import own_copy
-from wsi_saliency.saliency.layers import measure
+from wsi_saliency.saliency.layers import measure, total_stride
+from wsi_saliency.saliency.shifts import NO_SHIFT, moved, moved_back, shifts_within
 from wsi_saliency.saliency.smoothing import SMOOTHING, smoothed, smoothed_in_turn
 from wsi_saliency.saliency.surrogate import Surrogate, surrogate_for
 
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.folding import Trial
     from wsi_saliency.saliency.layers import LayerGeometry
+    from wsi_saliency.saliency.shifts import Shift
+    from wsi_saliency.saliency.tokens import Layout
     from wsi_saliency.settings import Attribution, Method, Precision
 
     Take = Callable[[MapSpec, int, Tensor], object]
@@ -85,7 +90,7 @@ class Network:
     steps: int = 50
     noise: Noise | None = None
     signed: bool = False
-    _baselines: dict[Method, Baselines] = field(default_factory=dict, init=False)
+    _baselines: dict[tuple[Method, Shift], Baselines] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.surrogate is not None:
@@ -172,7 +177,7 @@ class Network:
         """
         sharing: dict[Method, list[MapSpec]] = defaultdict(list)
         for spec in self.maps if maps is None else maps:
-            sharing[spec.method if SMOOTHING[spec.method].changes_predictions else PLAIN].append(spec)
+            sharing[_passes_of(spec.method)].append(spec)
         logits: dict[Method, Tensor] = {}
         for forward, some in sharing.items():
             methods = list(dict.fromkeys(spec.method for spec in some))
@@ -181,29 +186,63 @@ class Network:
                 smoothed_in_turn(self.module, methods, self.surrogate) as average,
                 self._arithmetic(),
             ):
-                baselines = self._baselines.setdefault(forward, Baselines(self.module, self.baseline_image))
+                baselines = self._baselines_of(forward)
                 asked = AttributionInput(
                     self.module, some, images, targets, baselines, average, steps=self.steps
                 )
-                found = self._explained(asked, self._in_full_precision(take))
+                found = self._explained(asked, self._in_full_precision(take), forward)
             logits |= dict.fromkeys(methods, found)
         return logits
 
-    def _explained(self, asked: AttributionInput, take: Take) -> Tensor:
-        """Hand on the values of one forward pass; returns its logits."""
-        if self.noise is None:
+    def _explained(self, asked: AttributionInput, take: Take, forward: Method) -> Tensor:
+        """Hand on the values of one forward pass, or means over several; returns the images' logits."""
+        shifts = self._shifts(forward)
+        if self.noise is None and shifts == [NO_SHIFT]:
             for found in attribute(asked):
                 take(found.spec, found.target, found.values)
                 logits = found.logits
             return logits
+        copies = [asked.images] if self.noise is None else self.noise.copies(asked.images)
+        share = len(shifts) * (1 if self.noise is None else self.noise.n)
         totals: dict[tuple[MapSpec, int], Tensor] = {}
-        for copy in self.noise.copies(asked.images):
-            for spec, i, values, _ in attribute(asked.of(copy)):
-                totals[spec, i] = totals.get((spec, i), torch.zeros(())) + values / self.noise.n
+        for copy, shift in product(copies, shifts):
+            variant = asked.of(moved(copy, shift), self._baselines_of(forward, shift))
+            for spec, i, values, _ in attribute(variant):
+                back = moved_back(values, shift, self._placed(spec).reduction) if any(shift) else values
+                totals[spec, i] = totals.get((spec, i), torch.zeros(())) + back / share
         for (spec, i), total in totals.items():
             take(spec, i, total)
         with torch.no_grad():
             return standard_logits(self.module(asked.images))
+
+    def _shifts(self, method: Method) -> list[Shift]:
+        side = SMOOTHING[method].shifts
+        if side == 1:
+            return [NO_SHIFT]
+        return shifts_within(self._total_stride, side)
+
+    @cached_property
+    def _total_stride(self) -> int:
+        return total_stride(self.module, self.baseline_image)
+
+    def _placed(self, spec: MapSpec) -> LayerGeometry:
+        """Geometry of a map's layer, measured now if nobody has asked for it."""
+        if spec not in self.geometry:
+            self.geometry[spec] = measure(self.module, spec.layer, self.baseline_image)
+        return self.geometry[spec]
+
+    def _baselines_of(self, forward: Method, shift: Shift = NO_SHIFT) -> Baselines:
+        """Baselines under a method, moved as the images are; of one colour, they stay the same."""
+        image = moved(self.baseline_image, shift)
+        if torch.equal(image, self.baseline_image):
+            shift = NO_SHIFT
+        return self._baselines.setdefault((forward, shift), Baselines(self.module, image, self._layouts))
+
+    @cached_property
+    def _layouts(self) -> dict[tuple[str, Size], Layout]:
+        """Layouts that were measured with the geometry; the same under all methods."""
+        size = self.baseline_image.shape[2:]
+        return {(spec.layer, size): g.layout for spec, g in self.geometry.items() if g.layout}
 
     def is_magnitude(self, attribution: Attribution) -> bool:
         """Whether maps of an attribution are magnitudes here, not signed evidence."""
@@ -247,6 +286,12 @@ class Network:
     def _arithmetic(self) -> AbstractContextManager[object]:
         dtype = _AUTOCAST.get(self.precision)
         return torch.autocast(self.baseline_image.device.type, dtype) if dtype else nullcontext()
+
+
+def _passes_of(method: Method) -> Method:
+    """Name the method whose forward passes it shares."""
+    smoothing = SMOOTHING[method]
+    return method if smoothing.changes_predictions or smoothing.shifts > 1 else PLAIN
 
 
 def _measured(model: nn.Module, maps: Sequence[MapSpec], sample: Tensor) -> dict[MapSpec, LayerGeometry]:

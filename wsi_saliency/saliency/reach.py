@@ -1,8 +1,8 @@
 """Reach: at which layers a smoothing method does something.
 
-A method acts at strided convolutions. It smooths the gradient at a layer only if one of those lies behind the
-layer, on the way to the logits. One that changes what the network computes shows at later layers too, but
-smooths nothing there.
+Most methods act at strided convolutions. They smooth the gradient at a layer only if one of those lies behind
+the layer, on the way to the logits. One that changes what the network computes shows at later layers too, but
+smooths nothing there. One that averages over shifts of the patch needs no convolution, only a total stride.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections import defaultdict
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
-from wsi_saliency.saliency.layers import INPUT, measure
+from wsi_saliency.saliency.layers import INPUT, measure, strided_behind_stem
+from wsi_saliency.saliency.shifts import NO_SHIFT, shifts_within
 from wsi_saliency.saliency.smoothing import SMOOTHING
 
 if TYPE_CHECKING:
@@ -51,15 +52,22 @@ class Reach:
         roughen it. ``"changes"``: it does not, but activations and predictions are others.
         ``"nothing"``: the map is that of ``none``.
         """
-        smoothing = SMOOTHING[method]
-        acts_on = smoothing.acts_on(self._model).keys() if smoothing.acts_on else set[str]()
-        if acts_on & set(layer.strided_behind):
+        smoothing, acts_on = SMOOTHING[method], self._acts_on(method)
+        shifted = shifts_within(layer.total_stride, smoothing.shifts) != [NO_SHIFT]
+        if shifted or acts_on & set(layer.strided_behind):
             return "smooths"
         return "changes" if smoothing.changes_predictions and acts_on & self._run else "nothing"
 
+    def _acts_on(self, method: Method) -> set[str]:
+        acts_on = SMOOTHING[method].acts_on
+        return set(acts_on(self._model)) if acts_on else set()
+
     def notices(self, methods: Iterable[Method], layers: Iterable[LayerGeometry]) -> list[str]:
-        """Name the layers where methods smooth nothing: a line for those of one effect, ``none`` left out."""
-        methods = [method for method in methods if SMOOTHING[method].acts_on is not None]
+        """Name the layers where methods smooth nothing, and what helps: a line for those of one effect.
+
+        ``none`` is left out.
+        """
+        methods = [method for method in methods if not SMOOTHING[method].is_plain]
         found: dict[tuple[Effect, bool, tuple[Method, ...]], list[str]] = defaultdict(list)
         for layer in layers:
             by_effect: dict[Effect, list[Method]] = defaultdict(list)
@@ -68,7 +76,16 @@ class Reach:
             by_effect.pop("smooths", None)
             for effect, alike in by_effect.items():
                 found[effect, bool(layer.strided_behind), tuple(alike)].append(layer.name)
-        return [_notice(*key, names) for key, names in found.items()]
+        return [_notice(*key, at) + self._help(key[2], at) for key, at in found.items()]
+
+    def _help(self, methods: Sequence[Method], layers: Sequence[str]) -> str:
+        """Name what smooths where these methods do not, if anything does."""
+        acting = self._run.intersection(*map(self._acts_on, methods)) if INPUT not in layers else set[str]()
+        deep = acting & strided_behind_stem(self._model).keys()
+        shifting = [name for name, s in SMOOTHING.items() if s.shifts > 1 and name not in methods]
+        ways = ["an earlier layer"] * bool(deep) + [f"--layer {INPUT}"] * bool(acting)
+        ways += [f"--method {name}" for name in shifting]
+        return f"; what helps: {_listed(ways, 'or')}" if ways else ""
 
 
 def _notice(effect: Effect, any_behind: bool, methods: Sequence[Method], layers: Sequence[str]) -> str:
@@ -84,6 +101,6 @@ def _notice(effect: Effect, any_behind: bool, methods: Sequence[Method], layers:
     return f"no strided convolution{such} lies behind {where}: {what}"
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Sequence[str], word: str = "and") -> str:
     *others, last = names
-    return f"{', '.join(others)} and {last}" if others else last
+    return f"{', '.join(others)} {word} {last}" if others else last

@@ -165,7 +165,7 @@ class Smoothing:
     apply
         Context manager that installs the method on a network; takes its surrogate, if the method needs one.
     acts_on
-        Finds the convolutions of a network that it averages at or stands in for; None of ``none``.
+        Finds the convolutions of a network that it averages at or stands in for; None if it does neither.
     average
         How the gradient is averaged on its way back, where that is all that the method does.
     moves_gradient
@@ -174,6 +174,9 @@ class Smoothing:
         Whether the network answers otherwise under it.
     imitates
         Whether it stands in for the network's own layers, so that their cells lie where they always do.
+    shifts
+        How many shifts of the patch along each axis its maps are the mean of; the network itself stays as it
+        is (see `wsi_saliency.saliency.shifts`).
     """
 
     apply: _Apply
@@ -182,6 +185,17 @@ class Smoothing:
     moves_gradient: bool = False
     changes_predictions: bool = False
     imitates: bool = False
+    shifts: int = 1
+
+    @property
+    def passes(self) -> int:
+        """How many passes a map takes."""
+        return self.shifts**2
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it does nothing."""
+        return self.acts_on is None and self.shifts == 1
 
 
 SMOOTHING: dict[Method, Smoothing] = {
@@ -192,6 +206,7 @@ SMOOTHING: dict[Method, Smoothing] = {
     "centred-hook": Smoothing(_averaging_by(triangle_average), strided_convolutions, triangle_average),
     "forward-hook": Smoothing(_forward_hook, strided_behind_stem, changes_predictions=True),
     "surrogate": Smoothing(_surrogate, strided_behind_stem, changes_predictions=True, imitates=True),
+    "shift-average": Smoothing(_none, None, shifts=2),
 }
 
 
@@ -204,7 +219,7 @@ def smoothed(model: nn.Module, method: Method, surrogate: Surrogate | None = Non
     model
         A network with strided `torch.nn.Conv2d` layers; where it has none, nothing changes.
     method
-        A key of `SMOOTHING`.
+        A key of `SMOOTHING`. ``"shift-average"`` averages maps of whole passes: it changes nothing here.
     surrogate
         For ``"surrogate"``: one made for this network; left out, the one that comes with the program.
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal, get_args
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.settings.option import Bounds, check, option, whole
 
-Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surrogate"]
+Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surrogate", "shift-average"]
 Attribution = Literal["gradient", "gradient-x-activation", "deeplift", "integrated-gradients", "gradcam"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 OmeZarrVersion = Literal["0.4", "0.5"]
@@ -115,7 +115,8 @@ class MapSettings(Settings):
         (DEFAULT_METHOD,),
         "How the checkerboard of strided convolutions is removed. centred-hook averages the gradient at "
         "every strided convolution, to all sides alike; predictions stay as they are. backward-hook, "
-        "forward-hook and surrogate are those of the paper.",
+        "forward-hook and surrogate are those of the paper. shift-average, for networks of tokens and "
+        "others, is the mean of the maps of four shifts of the patch, and takes about five times as long.",
         flag="method",
         metavar="LIST",
         choices=METHODS,

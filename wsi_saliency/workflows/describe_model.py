@@ -120,7 +120,7 @@ def _layer_lines(classifier: Classifier) -> Lines:
 
 def _smoothed_by(reach: Reach, layer: LayerGeometry) -> str:
     """Say which methods do something at a layer."""
-    methods = [method for method in METHODS if SMOOTHING[method].acts_on]
+    methods = [method for method in METHODS if not SMOOTHING[method].is_plain]
     effects = {method: reach.effect(method, layer) for method in methods}
     smooth = [method for method in methods if effects[method] == "smooths"]
     change = [method for method in methods if effects[method] == "changes"]

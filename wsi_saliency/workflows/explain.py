@@ -70,7 +70,7 @@ def load_explainer(settings: RunSettings, classifier: Classifier | None = None) 
     blank = torch.zeros(1, 3, classifier.patch, classifier.patch)
     layers = {spec.layer: explainer.geometry(spec) for spec in explainer.maps}
     for notice in Reach(classifier.module, blank).notices(settings.methods, layers.values()):
-        log.warning("%s; choose an earlier --layer or --method none", notice)
+        log.warning("%s", notice)
     return explainer
 
 
