@@ -117,6 +117,14 @@ def test_all_that_the_configuration_says_is_taken(tmp_path: Path) -> None:
     assert loaded.notes == ()
 
 
+def test_what_the_specification_does_not_have_is_named(tmp_path: Path) -> None:
+    config = CONFIG | {"stain_normalization": True, "halo_size_pixels": 8}
+    state = safetensors_bytes(net().state_dict())
+    loaded = load_classifier(folder(tmp_path / "m", config, model__safetensors=state))
+    unused = "config.json says more, which is not used: halo_size_pixels, stain_normalization"
+    assert loaded.notes == (unused,)
+
+
 @pytest.mark.parametrize("slide_mpp", [0.25, 0.2527, 0.5, 0.121])
 def test_the_box_on_the_slide_is_wsinfers(slide_mpp: float, tmp_path: Path) -> None:
     loaded = load_classifier(folder(tmp_path / "m", model__safetensors=safetensors_bytes(net().state_dict())))

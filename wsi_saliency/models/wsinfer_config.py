@@ -21,6 +21,7 @@ from wsi_saliency.models.json_files import (
     three_positive,
     whole,
 )
+from wsi_saliency.models.wording import some
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 REGISTRY_FILE = "wsinfer-zoo-registry.json"
 SPEC_VERSIONS = ("1.0",)
+_KEYS = frozenset(
+    {"spec_version", "architecture", "num_classes", "class_names", "patch_size_pixels", "spacing_um_px"}
+    | {"transform", "$schema"}
+)
 _ARGUMENTS: Mapping[str, frozenset[str]] = {
     "Resize": frozenset({"size"}),
     "ToTensor": frozenset(),
@@ -68,7 +73,14 @@ def wsinfer_description(config: Document) -> Description:
         std=normalize.need("std", three_positive) if normalize else (1.0, 1.0, 1.0),
         class_names=config.need("class_names", names),
         classes=config.need("num_classes", whole),
+        note=_unused(config),
     )
+
+
+def _unused(config: Document) -> str | None:
+    """Name what the specification does not have; it may change what the network sees."""
+    unknown = sorted(config.values.keys() - _KEYS)
+    return f"config.json says more, which is not used: {some(unknown)}" if unknown else None
 
 
 def _transforms(config: Document) -> dict[str, Document]:
