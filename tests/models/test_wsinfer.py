@@ -193,6 +193,8 @@ def test_weights_of_tiatoolbox_inside(tmp_path: Path) -> None:
             "transform[0].arguments.interpolation is not understood; Resize takes size",
         ),
         ({"transform": "ToTensor"}, "has to be a list of objects"),
+        ({"patch_size_pixels": 10**400}, "has to be a whole number"),
+        ({"spacing_um_px": 10**400}, "too large"),
     ],
 )
 def test_a_configuration_is_read_strictly(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

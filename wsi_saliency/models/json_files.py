@@ -23,6 +23,8 @@ _T = TypeVar("_T")
 
 _LARGEST = 4 * 2**20  # bytes; the description of a model takes some thousands
 
+_LARGEST_NUMBER = 10**9  # of pixels or classes
+
 
 @dataclass(frozen=True)
 class Document:
@@ -55,7 +57,7 @@ class Document:
             return None
         try:
             return parse(value)
-        except (ValueError, RecursionError) as error:
+        except (ValueError, OverflowError, RecursionError) as error:
             raise ModelError(f"{self.named(key)} is {one_line(repr(value))} ({one_line(error)})") from error
 
     def need(self, key: str, parse: Callable[[Any], _T]) -> _T:
@@ -109,8 +111,8 @@ def text(value: Any) -> str:
 
 
 def whole(value: Any) -> int:
-    """Take a whole number of at least 1."""
-    if type(value) is not int or value < 1:
+    """Take a whole number of at least 1, and not beyond all measure."""
+    if type(value) is not int or not 1 <= value <= _LARGEST_NUMBER:
         raise ValueError("has to be a whole number of at least 1")
     return value
 

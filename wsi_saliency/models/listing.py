@@ -78,9 +78,10 @@ def _lines_of(repo: CachedRepoInfo, names: Mapping[tuple[str, str], str]) -> Ite
     """Yield a line for each revision of a repository that holds a classifier."""
     for revision in sorted(repo.revisions, key=lambda revision: revision.commit_hash):
         files = _files(revision)
-        if not _WEIGHTS & files.keys():
+        weights = {files[name] for name in _WEIGHTS & files.keys()}
+        if not weights:
             continue
-        size = bytes_in_words(sum(path.stat().st_size for name, path in files.items() if name in _WEIGHTS))
+        size = bytes_in_words(sum(f.size_on_disk for f in revision.files if f.file_path in weights))
         label = min(revision.refs) if revision.refs else revision.commit_hash
         yield f"{_uri(repo.repo_id, label, files, names)}: {size}; {_known(files)}"
 

@@ -140,7 +140,7 @@ def _described(metadata: Mapping[str, str], path: Path) -> Description:
         if key in metadata:
             try:
                 fields[key] = parse(metadata[key])
-            except (ValueError, RecursionError) as error:
+            except (ValueError, OverflowError, RecursionError) as error:
                 raise ModelError(
                     f"{path}: metadata {key!r} is {one_line(metadata[key])!r} ({one_line(error)})"
                 ) from error

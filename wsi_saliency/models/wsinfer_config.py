@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.messages import one_line
 from wsi_saliency.models.description import Description
 from wsi_saliency.models.json_files import (
     mapping,
@@ -128,6 +129,6 @@ def registered(registry: Document, name: str) -> tuple[str, str]:
     """
     models = registry.need("models", mapping)
     if name not in models:
-        raise ModelError(f"WSInfer's registry has no {name!r}; it has {', '.join(sorted(map(text, models)))}")
+        raise ModelError(f"WSInfer's registry has no {one_line(name)!r}; it has {some(sorted(models), 30)}")
     model = registry.section("models").section(name)
     return model.need("hf_repo_id", text), model.need("hf_revision", text)
