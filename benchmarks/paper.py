@@ -34,8 +34,8 @@ from wsi_saliency import EvaluationSettings, Surrogate, load_classifier
 from wsi_saliency.evaluation.localisation import pixel_scores
 from wsi_saliency.evaluation.map_comparison import MapComparison, MapScores
 from wsi_saliency.evaluation.maps import comparable_layers, compared_maps, kind_of
+from wsi_saliency.evaluation.measured import Control, Evaluation, Example, KindScores, MapKind
 from wsi_saliency.evaluation.metrics import upsampled
-from wsi_saliency.evaluation.results import Control, Evaluation, Example, KindScores, MapKind
 from wsi_saliency.evaluation.statistics import Summary, paired, summary, verdict
 from wsi_saliency.models.classifier import Output, probabilities, standard_logits
 from wsi_saliency.report.outputs import write_report

@@ -19,8 +19,8 @@ from wsi_saliency.evaluation.maps import (
     main_layer,
     plain_of,
 )
+from wsi_saliency.evaluation.measured import MapKind
 from wsi_saliency.evaluation.metrics import total_variation
-from wsi_saliency.evaluation.results import MapKind
 from wsi_saliency.saliency.attribution import ATTRIBUTION
 from wsi_saliency.saliency.drift import measure_drift
 from wsi_saliency.saliency.layers import measure

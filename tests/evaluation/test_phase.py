@@ -12,6 +12,7 @@ from torch import nn
 from wsi_saliency import phase_stability
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.evaluation.maps import compared_maps, explain_all, kind_of
+from wsi_saliency.evaluation.measured import KindScores, MapKind, Phase, with_phase
 from wsi_saliency.evaluation.phase import (
     Surroundings,
     agreement,
@@ -21,7 +22,6 @@ from wsi_saliency.evaluation.phase import (
     moves_of,
     phase_cost,
 )
-from wsi_saliency.evaluation.results import KindScores, MapKind, Phase, with_phase
 from wsi_saliency.saliency.network import Network
 
 SMOOTH = ("backward-hook", "centred-hook")

@@ -20,7 +20,7 @@ from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.evaluation.statistics import summary
 
 if TYPE_CHECKING:
-    from wsi_saliency.evaluation.results import Evaluation
+    from wsi_saliency.evaluation.measured import Evaluation
 
 WIDE = Shape(METHODS[:3], ATTRIBUTIONS[:2], LAYERS[2:4], patches=30, steps=7, extras=True)
 

@@ -19,7 +19,7 @@ from tests.helpers.nets import random_net
 from tests.helpers.untouched import assert_untouched, state_of
 from wsi_saliency.errors import ModelError
 from wsi_saliency.evaluation.correlation import spearman
-from wsi_saliency.evaluation.results import SanityStage
+from wsi_saliency.evaluation.measured import SanityStage
 from wsi_saliency.evaluation.sanity import Part, cascade, parts_of, randomised
 from wsi_saliency.saliency.patches import explain_patches
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from wsi_saliency.evaluation.results import (
+from wsi_saliency.evaluation.measured import (
     Evaluation,
     Example,
     KindScores,

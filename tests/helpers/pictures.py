@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from wsi_saliency.evaluation.results import MapKind
+from wsi_saliency.evaluation.measured import MapKind
 
 TARGET = torch.tensor([0, 1, 1, 0, 1])
 

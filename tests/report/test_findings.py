@@ -17,7 +17,7 @@ from tests.helpers.evaluations import (
     shifted,
     with_an_unchanged_map,
 )
-from wsi_saliency.evaluation.results import Evaluation, KindScores, Localisation, MapKind
+from wsi_saliency.evaluation.measured import Evaluation, KindScores, Localisation, MapKind
 from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.report.findings import findings
 

@@ -21,7 +21,7 @@ from tests.helpers.evaluations import (
     with_an_unchanged_map,
 )
 from wsi_saliency.errors import OutputError
-from wsi_saliency.evaluation.results import Evaluation, Localisation, MapKind, SanityStage
+from wsi_saliency.evaluation.measured import Evaluation, Localisation, MapKind, SanityStage
 from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.evaluation.statistics import paired, summary, verdict
 from wsi_saliency.report.findings import findings

@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.helpers.evaluations import ATTRIBUTIONS, LARGE, LAYERS, METHODS, SMALL, Shape, made_evaluation
 from tests.helpers.paths import ROOT
-from wsi_saliency.evaluation.results import Evaluation, Example, MapKind
+from wsi_saliency.evaluation.measured import Evaluation, Example, MapKind
 from wsi_saliency.report.panels import DPI, Look, name_points, panels_of, png, style
 from wsi_saliency.report.plots import curves as draw_curves
 from wsi_saliency.report.plots import (

@@ -14,7 +14,7 @@ from tests.helpers.evaluations import (
     made_evaluation,
     with_an_unchanged_map,
 )
-from wsi_saliency.evaluation.results import Localisation
+from wsi_saliency.evaluation.measured import Localisation
 from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.evaluation.statistics import summary
 from wsi_saliency.report import tables

@@ -18,7 +18,7 @@ from tests.helpers.paths import SAMPLE_DATA
 from tests.helpers.slides import section, write_svs
 from wsi_saliency import EvaluationSettings, evaluate_slide, evaluate_slides
 from wsi_saliency.errors import ModelError, OutputError, SettingsError, SlideError
-from wsi_saliency.evaluation.results import MapKind
+from wsi_saliency.evaluation.measured import MapKind
 from wsi_saliency.heatmap.result import Result
 from wsi_saliency.mapspec import MapSpec
 from wsi_saliency.models import loading

@@ -22,7 +22,7 @@ _BAND_CELLS = 1 << 22  # cells of the probability map that are summed at once
 
 
 class Localisation(NamedTuple):
-    """Scores of one map, with the fields of `results.Localisation` that it takes to know them.
+    """Scores of one map, with the fields of `measured.Localisation` that it takes to know them.
 
     ``annotated`` is the annotated share of the tissue: average precision and hits by chance.
     """

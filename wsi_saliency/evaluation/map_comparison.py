@@ -11,8 +11,8 @@ import numpy as np
 from wsi_saliency.evaluation.causal import CausalScorer
 from wsi_saliency.evaluation.controls import centred_gaussian, random_maps
 from wsi_saliency.evaluation.maps import PatchMaps, explain_all, main_layer
+from wsi_saliency.evaluation.measured import KindScores, MapKind
 from wsi_saliency.evaluation.metrics import total_variation
-from wsi_saliency.evaluation.results import KindScores, MapKind
 from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.saliency.smoothing import SMOOTHING

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.evaluation.controls import blurred_to
+from wsi_saliency.evaluation.measured import MapKind
 from wsi_saliency.evaluation.metrics import total_variation
-from wsi_saliency.evaluation.results import MapKind
 from wsi_saliency.mapspec import PLAIN, MapSpec
 from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.saliency.layers import INPUT, LayerGeometry, explainable_stages, find_layer

@@ -21,7 +21,7 @@ from torch import Tensor
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.evaluation.correlation import pearson
 from wsi_saliency.evaluation.maps import explain_all
-from wsi_saliency.evaluation.results import Phase
+from wsi_saliency.evaluation.measured import Phase
 from wsi_saliency.evaluation.statistics import mean_of_known
 from wsi_saliency.saliency.layers import find_layer, measure, total_stride
 from wsi_saliency.saliency.network import eval_mode
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from wsi_saliency.evaluation.maps import PatchMaps
-    from wsi_saliency.evaluation.results import Floats, MapKind
+    from wsi_saliency.evaluation.measured import Floats, MapKind
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.network import Network
     from wsi_saliency.saliency.surrogate import Surrogate

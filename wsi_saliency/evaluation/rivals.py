@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from wsi_saliency.evaluation.results import MapKind
+from wsi_saliency.evaluation.measured import MapKind
 from wsi_saliency.evaluation.statistics import Summary, Verdict, paired, summary, verdict
 from wsi_saliency.mapspec import PLAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from wsi_saliency.evaluation.results import Evaluation, Floats, KindScores
+    from wsi_saliency.evaluation.measured import Evaluation, Floats, KindScores
 
 Metric = Literal["insertion", "deletion", "faithfulness", "phase_stability", "total_variation"]
 Rival = Literal["none", "blurred-none", "random", "centred-gaussian"]

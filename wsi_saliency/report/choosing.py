@@ -29,7 +29,7 @@ from wsi_saliency.report.wording import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wsi_saliency.evaluation.results import Evaluation, MapKind
+    from wsi_saliency.evaluation.measured import Evaluation, MapKind
     from wsi_saliency.evaluation.rivals import Metric, Rival, ScoreCard
     from wsi_saliency.evaluation.statistics import Verdict
 

@@ -32,7 +32,7 @@ from wsi_saliency.report.wording import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from wsi_saliency.evaluation.results import Evaluation, SanityStage
+    from wsi_saliency.evaluation.measured import Evaluation, SanityStage
     from wsi_saliency.evaluation.rivals import ScoreCard
 
 UNCHANGED = 0.5

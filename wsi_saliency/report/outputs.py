@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from wsi_saliency.evaluation.results import Evaluation, MapKind, Phase
+    from wsi_saliency.evaluation.measured import Evaluation, MapKind, Phase
     from wsi_saliency.evaluation.rivals import Difference, ScoreCard
     from wsi_saliency.evaluation.statistics import Summary
 

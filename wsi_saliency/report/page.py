@@ -14,7 +14,7 @@ from wsi_saliency.report.wording import plural
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from wsi_saliency.evaluation.results import Evaluation
+    from wsi_saliency.evaluation.measured import Evaluation
     from wsi_saliency.evaluation.rivals import ScoreCard
     from wsi_saliency.report.plots import Plot
 

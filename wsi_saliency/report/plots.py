@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from wsi_saliency.evaluation.results import Evaluation, KindScores, Stability
+    from wsi_saliency.evaluation.measured import Evaluation, KindScores, Stability
     from wsi_saliency.evaluation.rivals import Metric
 
     Facets = dict[tuple[str, Metric], Axes]

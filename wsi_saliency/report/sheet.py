@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-    from wsi_saliency.evaluation.results import Evaluation, Example, MapKind
+    from wsi_saliency.evaluation.measured import Evaluation, Example, MapKind
 
 MOST_EXAMPLES = 6
 MOST_MAPS = 8

@@ -25,7 +25,7 @@ from wsi_saliency.report.wording import METRIC_NAME, RIVAL_NAME, method_name, st
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from wsi_saliency.evaluation.results import Evaluation, Floats, Localisation, SanityStage
+    from wsi_saliency.evaluation.measured import Evaluation, Floats, Localisation, SanityStage
     from wsi_saliency.evaluation.rivals import Metric, Rival, ScoreCard
 
 _SORTED_BY: Metric = "insertion"

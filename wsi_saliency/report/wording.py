@@ -10,7 +10,7 @@ from wsi_saliency.mapspec import PLAIN
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from wsi_saliency.evaluation.results import MapKind, SanityStage
+    from wsi_saliency.evaluation.measured import MapKind, SanityStage
     from wsi_saliency.evaluation.rivals import Metric, Rival
     from wsi_saliency.evaluation.statistics import Summary
 

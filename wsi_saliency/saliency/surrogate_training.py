@@ -36,7 +36,7 @@ Batches = Iterable[Tensor] | Callable[[int], Iterable[Tensor]]
 _Visit = Callable[[str, Tensor, Tensor], None]
 
 
-class Step(NamedTuple):
+class TrainingStep(NamedTuple):
     """Where a training is: epoch and step in it, both from 0, and the loss of each layer in this step."""
 
     epoch: int
@@ -54,7 +54,7 @@ def train_surrogate(
     output: Output | None = None,
     settings: Mapping[str, Any] | None = None,
     checkpoint: Path | str | None = None,
-    on_step: Callable[[Step], None] | None = None,
+    on_step: Callable[[TrainingStep], None] | None = None,
 ) -> Surrogate:
     """Train stand-ins for all strided convolutions of a classifier but its stem.
 
@@ -170,13 +170,13 @@ class _Training:
         weights = [weight for layer in layers.values() for weight in layer.parameters()]
         return cls(model, hash_of(model), layers, torch.optim.Adam(weights, lr), facts)
 
-    def run_epoch(self, batches: Iterable[Tensor], on_step: Callable[[Step], None] | None) -> None:
+    def run_epoch(self, batches: Iterable[Tensor], on_step: Callable[[TrainingStep], None] | None) -> None:
         step = -1
         for step, images in enumerate(batches):
             losses = self._step(images)
             if on_step is not None:
                 values = torch.stack(list(losses.values())).tolist() if losses else []
-                on_step(Step(self.epochs_done, step, dict(zip(losses, values, strict=True))))
+                on_step(TrainingStep(self.epochs_done, step, dict(zip(losses, values, strict=True))))
         if step < 0:
             raise SettingsError(
                 f"epoch {self.epochs_done + 1} has no images to train on besides those held out"

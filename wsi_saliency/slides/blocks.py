@@ -36,7 +36,7 @@ class Block(NamedTuple):
     row: int
 
 
-class Step(NamedTuple):
+class BlockChange(NamedTuple):
     """What happens before one patch is cut."""
 
     drop: tuple[Block, ...]
@@ -50,7 +50,7 @@ def blocks_under(tile: Tile, patch: int) -> list[Block]:
     return [Block(column, row) for row in rows for column in columns]
 
 
-def plan(needs: Sequence[Sequence[Block]], capacity: int) -> Iterator[Step]:
+def plan(needs: Sequence[Sequence[Block]], capacity: int) -> Iterator[BlockChange]:
     """Plan which blocks are read and dropped before each patch, holding at most ``capacity`` of them.
 
     A block is dropped when no later patch needs it. Only where that is not enough, the one that is needed
@@ -76,7 +76,7 @@ def plan(needs: Sequence[Sequence[Block]], capacity: int) -> Iterator[Step]:
         for block in blocks:
             uses[block].popleft()
         before = blocks
-        yield Step(tuple(drop), tuple(read))
+        yield BlockChange(tuple(drop), tuple(read))
 
 
 @dataclass
@@ -141,7 +141,7 @@ class PatchReader:
                 threads.shutdown(wait=True, cancel_futures=True)
 
     def _ahead(
-        self, steps: Iterable[Step], threads: ThreadPoolExecutor
+        self, steps: Iterable[BlockChange], threads: ThreadPoolExecutor
     ) -> Iterator[tuple[tuple[Block, ...], dict[Block, Future[NDArray[np.uint8]]]]]:
         """Start reading blocks before their step has come, two per thread."""
         queue: deque[tuple[tuple[Block, ...], dict[Block, Future[NDArray[np.uint8]]]]] = deque()

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from wsi_saliency.errors import ModelError, OutputError, SlideError
 from wsi_saliency.evaluation.maps import kind_of
-from wsi_saliency.evaluation.results import Evaluation, Example, SanityStage, Stability, with_phase
+from wsi_saliency.evaluation.measured import Evaluation, Example, SanityStage, Stability, with_phase
 from wsi_saliency.evaluation.sanity import cascade, parts_of
 from wsi_saliency.evaluation.stability import GridStability
 from wsi_saliency.files import check_folder, filling, locked, writing
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.evaluation.map_comparison import MapComparison, MapScores
     from wsi_saliency.evaluation.maps import PatchMaps
-    from wsi_saliency.evaluation.results import MapKind, Phase
+    from wsi_saliency.evaluation.measured import MapKind, Phase
     from wsi_saliency.workflows.sampling import PatchSample
 
     Maps = dict[MapKind, PatchMaps]

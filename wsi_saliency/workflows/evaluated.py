@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from wsi_saliency.evaluation.maps import PatchMaps
-    from wsi_saliency.evaluation.results import MapKind, Phase
+    from wsi_saliency.evaluation.measured import MapKind, Phase
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.settings import Attribution, EvaluationSettings, Method, Substrate

@@ -13,7 +13,7 @@ from wsi_saliency.errors import SettingsError
 from wsi_saliency.evaluation.annotation_files import annotations_for, read_annotations
 from wsi_saliency.evaluation.localisation import localise, patch_probability_map
 from wsi_saliency.evaluation.maps import kind_of
-from wsi_saliency.evaluation.results import Localisation
+from wsi_saliency.evaluation.measured import Localisation
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask

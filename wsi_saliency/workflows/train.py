@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsi_saliency.saliency.surrogate import Surrogate
-    from wsi_saliency.saliency.surrogate_training import Step
+    from wsi_saliency.saliency.surrogate_training import TrainingStep
     from wsi_saliency.workflows.sampling import Patches
 
 
@@ -160,7 +160,7 @@ def _train(
         total=settings.epochs * len(batches), desc="training", unit="step", disable=None if progress else True
     ) as bar:
 
-        def show(step: Step) -> None:
+        def show(step: TrainingStep) -> None:
             bar.set_postfix_str(
                 "L1 " + " ".join(f"{loss:.2g}" for loss in step.losses.values()), refresh=False
             )
