@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Canvas, TileGrid
-from wsi_saliency.slides.blocks import BLOCK, Block, PatchReader, blocks_under, plan
+from wsi_saliency.slides.blocks import BLOCK, Block, PatchReader, block_changes, blocks_under
 
 
 class DrawnSlide:
@@ -67,11 +67,11 @@ def test_only_blocks_under_wanted_patches_are_read():
     w=st.integers(1, 5000), h=st.integers(1, 3000), overlap=st.floats(0, 0.9), share=st.floats(0, 1),
     capacity=st.integers(1, 30), seed=st.integers(0, 99),
 )  # fmt: skip
-def test_plan_holds_what_each_patch_needs_within_its_capacity(w, h, overlap, share, capacity, seed):
+def test_changes_hold_what_each_patch_needs_within_its_capacity(w, h, overlap, share, capacity, seed):
     rng = np.random.default_rng(seed)
     needs = [blocks_under(tile, 224) for tile in grid_of(w, h, 224, overlap) if rng.random() < share]
     held = set()
-    for need, step in zip(needs, plan(needs, capacity), strict=True):
+    for need, step in zip(needs, block_changes(needs, capacity), strict=True):
         held.difference_update(step.drop)
         assert not held & set(step.read)
         held.update(step.read)
@@ -79,18 +79,18 @@ def test_plan_holds_what_each_patch_needs_within_its_capacity(w, h, overlap, sha
         assert len(held) <= max(capacity, len(need))
 
 
-def test_plan_reads_once_where_the_capacity_allows_and_more_often_where_not():
+def test_changes_read_once_where_the_capacity_allows_and_more_often_where_not():
     needs = [blocks_under(tile, 224) for tile in grid_of(8 * BLOCK, 4 * BLOCK)]
     blocks = {block for need in needs for block in need}
-    assert sum(len(step.read) for step in plan(needs, 17)) == len(blocks)
-    assert len(blocks) < sum(len(step.read) for step in plan(needs, 4)) < len(needs) * 2
+    assert sum(len(step.read) for step in block_changes(needs, 17)) == len(blocks)
+    assert len(blocks) < sum(len(step.read) for step in block_changes(needs, 4)) < len(needs) * 2
 
 
 def test_memory_in_flight_does_not_depend_on_the_size_of_the_slide():
     capacity, workers = 6, 2
     slide, grid = DrawnSlide(), grid_of(12 * BLOCK, 6 * BLOCK)
     reader = PatchReader(slide, grid, list(grid), workers, memory=capacity * BLOCK * BLOCK * 3)
-    steps = plan([blocks_under(tile, 224) for tile in grid], capacity)
+    steps = block_changes([blocks_under(tile, 224) for tile in grid], capacity)
     needed = 0
     for _pixels, step in zip(reader, steps, strict=True):
         needed += len(step.read)

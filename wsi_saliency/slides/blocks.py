@@ -50,7 +50,7 @@ def blocks_under(tile: Tile, patch: int) -> list[Block]:
     return [Block(column, row) for row in rows for column in columns]
 
 
-def plan(needs: Sequence[Sequence[Block]], capacity: int) -> Iterator[BlockChange]:
+def block_changes(needs: Sequence[Sequence[Block]], capacity: int) -> Iterator[BlockChange]:
     """Plan which blocks are read and dropped before each patch, holding at most ``capacity`` of them.
 
     A block is dropped when no later patch needs it. Only where that is not enough, the one that is needed
@@ -127,7 +127,7 @@ class PatchReader:
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
         needs = [blocks_under(tile, self.grid.patch) for tile in self.tiles]
-        steps = plan(needs, self.memory // (BLOCK * BLOCK * 3))
+        steps = block_changes(needs, self.memory // (BLOCK * BLOCK * 3))
         held: dict[Block, NDArray[np.uint8]] = {}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="slide") as threads:
             try:
