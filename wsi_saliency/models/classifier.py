@@ -30,12 +30,8 @@ TUMOUR_NAMES = frozenset({"tumour", "tumor", "metastasis", "metastases", "cancer
 _WEIGHTED = frozenset({"linear", "conv2d", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum"})
 _SQUASHING = frozenset({"sigmoid", "softmax", "log_softmax", "logsigmoid", "special_expit", "hardsigmoid"})
 
-
 _SMALL_PATCH = 512  # pixels; fits everywhere
 _LARGEST_PATCH = 10**6  # pixels; fits nowhere
-_GUESSED_CHANNELS = (
-    8  # at full resolution: fewer than any network has, to tell patches that are out of bounds
-)
 _GRADIENTS = 2  # a gradient is as large as what it belongs to
 
 

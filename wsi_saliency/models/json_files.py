@@ -117,13 +117,6 @@ def whole(value: Any) -> int:
     return value
 
 
-def truth(value: Any) -> bool:
-    """Take true or false."""
-    if not isinstance(value, bool):
-        raise ValueError("has to be true or false")
-    return value
-
-
 def number(value: Any) -> float:
     """Take a finite number."""
     if type(value) not in (int, float) or not math.isfinite(value):
