@@ -185,6 +185,8 @@ class Result:
         In what a kept result differs from what was asked for.
     added
         Maps that were added to a result that was there already.
+    place
+        Where the folder will be, while it still grows elsewhere.
     """
 
     folder: Path
@@ -192,6 +194,17 @@ class Result:
     kept: bool = False
     differences: tuple[str, ...] = ()
     added: tuple[MapSpec, ...] = ()
+    place: Path | None = None
+
+    @classmethod
+    def growing(cls, folder: Path, record: Mapping[str, Any], place: Path) -> Result:
+        """Return a result whose ``run.json`` is not written yet: what exports read."""
+        return cls(folder, {"schema": SCHEMA, **record}, place=place)
+
+    @property
+    def home(self) -> Path:
+        """Absolute path of the folder, when it is complete."""
+        return (self.place or self.folder).resolve()
 
     @classmethod
     def read(cls, folder: Path | str) -> Result | None:
@@ -253,10 +266,14 @@ class Result:
         """
         return Heatmap.open(self.folder / self.files(spec).ome_zarr)
 
-    def tiles(self) -> list[dict[str, str]]:
-        """Read ``tiles.csv``: a row for each patch, by columns."""
+    def each_tile(self) -> Iterator[dict[str, str]]:
+        """Read ``tiles.csv`` row by row: a row for each patch, by columns."""
         with (self.folder / TILES).open(newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
+            yield from csv.DictReader(file)
+
+    def tiles(self) -> list[dict[str, str]]:
+        """Read all rows of ``tiles.csv``."""
+        return list(self.each_tile())
 
     def tile_probabilities(self, class_name: str) -> tuple[list[list[float]], list[float]]:
         """Read the boxes ``x, y, w, h`` of all patches, level-0 pixels, and the probabilities of a class."""
