@@ -18,6 +18,10 @@ from tests.helpers.paths import ROOT, SAMPLE
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+MADE = {
+    *("overview.png", "saliency.ome.tif", "saliency.ome.zarr", "tiles.csv", "run.json"),
+    *("overlay.groovy", "tiles.geojson.gz"),
+}
 
 
 def run(*command, cwd):
@@ -68,7 +72,8 @@ def test_the_wheel_is_the_package_and_its_licence_and_no_more(built):
     info = f"wsi_saliency-{PROJECT['version']}.dist-info"
     files = files_of("wsi_saliency")
     assert {name for name in names if not name.startswith(f"{info}/")} == files
-    assert {"wsi_saliency/py.typed", "wsi_saliency/models/demo.safetensors"} <= files
+    needed = ("py.typed", "models/demo.safetensors", "heatmap/overlay.groovy")
+    assert {f"wsi_saliency/{name}" for name in needed} <= files
     assert f"{info}/licenses/LICENSE" in names
 
 
@@ -88,7 +93,7 @@ def test_the_installed_command_explains_a_slide_away_from_the_checkout(installed
     command = ("run", "slide.svs", "--model", "demo", "--layer", "layer3", "--overlap", "0", "-o", "maps")
     run(installed / "wsi-saliency", *command, cwd=tmp_path)
     made = {path.name for path in (tmp_path / "maps" / "slide").iterdir()}
-    assert made == {"overview.png", "saliency.ome.tif", "saliency.ome.zarr", "tiles.csv", "run.json"}
+    assert made == MADE
 
 
 def test_the_citation_is_of_this_version_and_of_the_paper():

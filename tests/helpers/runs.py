@@ -14,7 +14,10 @@ from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.workflows.explain import explain_slide
 
-OUTPUTS = {"saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv", "run.json"}
+REMADE = {"tiles.csv", "run.json", "overlay.groovy", "tiles.geojson.gz"}
+"""What tells of all maps of a result: made anew when maps are added."""
+
+OUTPUTS = {"saliency.ome.zarr", "saliency.ome.tif", "overview.png", *REMADE}
 SETTINGS = RunSettings(
     model="spots", methods=("none",), attributions=("gradient",), layers=("8",), device="cpu"
 )

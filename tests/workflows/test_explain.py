@@ -87,13 +87,14 @@ def test_the_record_says_what_was_done(slide, result):
     assert (facts["name"], facts["bytes"]) == ("section.svs", slide.stat().st_size)
     assert (facts["format"], facts["size"], facts["levels"]) == ("aperio", {"w": W, "h": H}, 2)
     assert (facts["mpp"], facts["mpp_source"]) == ({"x": 0.5, "y": 0.5}, "the file")
+    assert facts["path"] == str(slide.resolve())
     assert (facts["reader"], facts["warnings"]) == ("openslide", [])
     said = [float(row["probability_tumour"]) for row in rows_of(result.folder)]
     highest = pytest.approx(max(said), rel=1e-5)
     positive = {"positive": sum(p > 0.5 for p in said), "highest_probability": highest}
     assert record["targets"] == [{"name": "tumour", "index": 1} | positive]
     assert record["patches"] == {"grid": len(XS) * len(YS), "tissue": len(said)}
-    stations = {"tissue", "drift", "read", "explain", "stitch", "zarr", "tiff", "overview"}
+    stations = {"tissue", "drift", "read", "explain", "stitch", "zarr", "tiff", "overview", "exports"}
     assert record["seconds"].keys() == {"total"} | stations
     spent = sum(record["seconds"][name] for name in stations)
     assert 0 < spent <= record["seconds"]["total"] + 0.01

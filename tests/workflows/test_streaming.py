@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.helpers.runs import SETTINGS, explained, rows_of, strict_json, values_of
+from tests.helpers.runs import OUTPUTS, REMADE, SETTINGS, explained, rows_of, strict_json, values_of
 from tests.helpers.slides import pyramid, section, write_svs
 from wsi_saliency import geometry
 from wsi_saliency.heatmap.result import Result
@@ -66,7 +66,7 @@ def test_each_map_has_files_of_its_own(result):
     tiffs = {f"saliency.{spec.name}.ome.tif" for spec in MAPS}
     pictures = {"overview.png", *(f"overview.{spec.name}.png" for spec in MAPS[1:])}
     found = {path.name for path in result.folder.iterdir()}
-    assert found == stores | tiffs | pictures | {"tiles.csv", "run.json"}
+    assert found == stores | tiffs | pictures | REMADE
     assert "saliency.stage3.centred-hook.gradient-x-activation.ome.zarr" in found
 
 
@@ -170,8 +170,7 @@ def test_also_where_patches_overlap_and_each_target_alone(slide, tmp_path, monke
 def test_a_single_map_of_several_targets_keeps_the_short_file_names(slide, tmp_path):
     settings = replace(MANY, layers=("16",), methods=("none",), targets=("all",))
     folder = explained(slide, tmp_path / "out", settings).folder
-    names = {"saliency.ome.zarr", "saliency.ome.tif", "overview.png", "tiles.csv", "run.json"}
-    assert {path.name for path in folder.iterdir()} == names
+    assert {path.name for path in folder.iterdir()} == OUTPUTS
     assert [name for name in rows_of(folder)[0] if name.startswith("saliency")] == [
         f"saliency_{what}.stage4.none.gradient-x-activation.{target}"
         for target in TARGETS

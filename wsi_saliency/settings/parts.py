@@ -269,6 +269,13 @@ class OutputSettings(Settings):
         metavar="LOW,HIGH",
         shown="each slide's percentiles 1 and 99",
     )
+    hotspots: int = option(
+        0,
+        "Outline so many of the strongest regions of each map, for its first target, in hotspots.geojson.",
+        metavar="N",
+        within=whole(0),
+        shown="none",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

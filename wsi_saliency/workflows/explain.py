@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import carry, check_free, growing, locked
 from wsi_saliency.geometry import Region
+from wsi_saliency.heatmap.exports import export
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.result import ZARR, MapFiles, Result, differences, write_record
@@ -21,7 +22,14 @@ from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.workflows.plan import Plan, plan_slide, with_drift
-from wsi_saliency.workflows.record import Stopwatch, grid_facts, map_record, run_record, weight_hashes
+from wsi_saliency.workflows.record import (
+    Stopwatch,
+    finished,
+    grid_facts,
+    map_record,
+    run_record,
+    weight_hashes,
+)
 from wsi_saliency.workflows.streaming import explain_tiles
 
 if TYPE_CHECKING:
@@ -190,7 +198,10 @@ def _explain(
     if not plan.tiles:
         log.warning("%s: no tissue found; the map is complete and empty", slide.path.name)
     with growing(folder, _may_replace) as work:
-        _write_results(plan, settings, work, clock, before, progress=progress)
+        record = _write_results(plan, settings, work, clock, before, progress=progress)
+        with clock.station("exports"):
+            made = export(Result.growing(work, record, folder))
+        write_record(work, finished(record, clock, made))
     result = Result.read(folder)
     assert result is not None
     return replace(result, added=plan.maps if before else ())
@@ -209,8 +220,8 @@ def _write_results(
     before: Result | None,
     *,
     progress: bool,
-) -> None:
-    """Explain a slide; write everything to the folder ``work``, the record last."""
+) -> dict[str, Any]:
+    """Explain a slide; write maps and pictures to the folder ``work``, and return the record."""
     if before:
         _carry_over(before, plan, work)
     heatmaps, predictions = explain_tiles(plan, settings, work, clock, before=before, progress=progress)
@@ -226,7 +237,7 @@ def _write_results(
                 work / files[spec].overview, plan, spec, thumbnail, heatmap, predictions, settings
             )
     maps = [*earlier, *(map_record(plan, spec, heatmap) for spec, heatmap in heatmaps.items())]
-    write_record(work, run_record(plan, settings, maps, predictions, clock, before))
+    return run_record(plan, settings, maps, predictions, before)
 
 
 def _carry_over(before: Result, plan: Plan, work: Path) -> None:

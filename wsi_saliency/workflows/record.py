@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsi_saliency.heatmap.result import SURROGATE_HASH, MapRecord, with_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from wsi_saliency.heatmap.ome_zarr import Heatmap
     from wsi_saliency.heatmap.overview import Predictions
@@ -89,15 +89,14 @@ def run_record(
     settings: RunSettings,
     maps: Sequence[MapRecord],
     predictions: Sequence[Predictions],
-    clock: Stopwatch,
     before: Result | None = None,
 ) -> dict[str, Any]:
-    """Collect the record of a finished slide, JSON-ready.
+    """Collect the record of a slide whose maps are there, JSON-ready; `finished` adds the rest.
 
     Parameters
     ----------
-    plan, settings, clock
-        What was done, and how long it took.
+    plan, settings
+        What was done.
     maps
         All maps of the result.
     predictions
@@ -107,10 +106,6 @@ def run_record(
     """
     names = plan.explainer.target_names
     return {
-        "started": clock.started.isoformat(timespec="seconds"),
-        "seconds": {"total": round(clock.total, 3)} | {k: round(v, 3) for k, v in clock.seconds.items()},
-        "slowest_station": max(clock.seconds, key=lambda name: clock.seconds[name]),
-        "peak_memory_mb": _peak_memory_mb(),
         "settings": _settings_facts(settings, before),
         "slide": _slide_facts(plan),
         "model": _model_facts(plan, before),
@@ -122,6 +117,20 @@ def run_record(
         "grid": grid_facts(plan),
         "patches": {"grid": len(plan.grid), "tissue": len(plan.tiles)},
         "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+    }
+
+
+def finished(
+    record: Mapping[str, Any], clock: Stopwatch, exports: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Return a record with how long it all took, and what was exported, by file name."""
+    return {
+        "started": clock.started.isoformat(timespec="seconds"),
+        "seconds": {"total": round(clock.total, 3)} | {k: round(v, 3) for k, v in clock.seconds.items()},
+        "slowest_station": max(clock.seconds, key=lambda name: clock.seconds[name]),
+        "peak_memory_mb": _peak_memory_mb(),
+        **record,
+        "exports": exports,
     }
 
 
@@ -142,6 +151,7 @@ def _slide_facts(plan: Plan) -> dict[str, Any]:
     slide = plan.slide
     return {
         "name": slide.path.name,
+        "path": str(slide.path.resolve()),
         "bytes": slide.path.stat().st_size,
         "format": slide.format,
         "reader": slide.reader,
