@@ -72,7 +72,7 @@ def test_the_wheel_is_the_package_and_its_licence_and_no_more(built):
     info = f"wsi_saliency-{PROJECT['version']}.dist-info"
     files = files_of("wsi_saliency")
     assert {name for name in names if not name.startswith(f"{info}/")} == files
-    needed = ("py.typed", "models/demo.safetensors", "heatmap/overlay.groovy")
+    needed = ("py.typed", "models/demo.safetensors", "heatmap/scripts/overlay.groovy")
     assert {f"wsi_saliency/{name}" for name in needed} <= files
     assert f"{info}/licenses/LICENSE" in names
 

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,12 +14,20 @@ from tests.helpers.qupath import Scene, needs_groovy, play, stand_in
 from tests.helpers.results import Planted
 from wsi_saliency.geometry import Placement, Region, Size
 from wsi_saliency.heatmap.colours import ColourScale
+from wsi_saliency.heatmap.geojson import TILES_GEOJSON, write_tiles
 from wsi_saliency.heatmap.pyramid import level_sizes
-from wsi_saliency.heatmap.qupath import OVERLAY, display_range, overlay_facts, overlay_script, write_overlay
+from wsi_saliency.heatmap.qupath import (
+    OPEN_ALL,
+    OVERLAY,
+    PROJECT_OVERLAY,
+    display_range,
+    overlay_facts,
+    overlay_script,
+    write_overlay,
+    write_project,
+)
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from wsi_saliency.heatmap.result import Result
 
 SPOTS = [(3, 4), (70, 51), (140, 95)]  # column and row of cells
@@ -42,9 +52,10 @@ def planted(folder: Path, what: Planted | None = None, maps: int = 1) -> Result:
 
 def test_the_facts_are_those_of_the_record(tmp_path: Path) -> None:
     result = planted(tmp_path / "a", Planted(targets=("tumour", "stroma")), maps=2)
-    facts = json.loads(json.dumps(overlay_facts(result)))
+    (facts,) = json.loads(json.dumps(overlay_facts([result])))["results"]
     assert facts["folder"] == str((tmp_path / "a").resolve())
-    assert facts["slide"] == {"name": "slide.svs", "w": 1200, "h": 800, "bounds": [0, 0, 1200, 800]}
+    slide = {"name": "slide.svs", "path": "/slides/slide.svs", "w": 1200, "h": 800}
+    assert facts["slide"] == slide | {"bounds": [0, 0, 1200, 800]}
     views, maps = iter(facts["views"]), result.record["maps"]
     for found in maps:
         for channel, window in enumerate(found["windows"]):
@@ -67,8 +78,7 @@ def test_no_name_gets_out_of_the_packed_facts(tmp_path: Path) -> None:
     text = (tmp_path / OVERLAY).read_text(encoding="utf-8")
     assert "System.exit" not in text
     assert "${1/0}" not in text
-    assert max(map(len, text.splitlines())) <= 130
-    assert text == overlay_script(overlay_facts(result))
+    assert text == overlay_script([result])
 
 
 def drawn(path: Path) -> np.ndarray:
@@ -144,8 +154,7 @@ def test_the_colours_are_those_of_the_overview(tmp_path: Path, signed: bool) -> 
 def test_a_large_map_is_loaded_coarser(tmp_path: Path) -> None:
     result = planted(tmp_path / "a", maps=1)
     script = result.folder / OVERLAY
-    facts = overlay_facts(result)
-    script.write_text(overlay_script(facts).replace("64_000_000L", "4_000L"), encoding="utf-8")
+    script.write_text(overlay_script([result]).replace("64_000_000L", "4_000L"), encoding="utf-8")
     picture = tmp_path / "seen.png"
     (played,) = play(tmp_path, [Scene(script, Size(1200, 800), picture=picture)])
     assert played.named("readRegion")[0]["downsample"] == 2
@@ -275,3 +284,124 @@ def test_hostile_names_are_shown_as_they_are(tmp_path: Path) -> None:
     assert f"This map is of {HOSTILE}, which" in wrong.error
     assert right.overlay
     assert target in right.named("showInfoNotification")[0]["text"]
+
+
+# ------------------------------------------------------------------------------------- of several slides
+
+
+def several(tmp_path: Path) -> list[Result]:
+    """Results of two slides of one name, of another slide, and a second result of the last."""
+    tile = [((0, 0, 224, 224), (0.7,), (0.1, 0.2))]
+    results = []
+    for folder, slides, name, size in (
+        ("a", "x", "slide.svs", Size(1200, 800)),
+        ("b", "y", "slide.svs", Size(1200, 800)),
+        ("c", "x", "other.svs", Size(900, 700)),
+        ("d", "x", "other.svs", Size(900, 700)),
+    ):
+        (tmp_path / slides).mkdir(exist_ok=True)
+        (tmp_path / slides / name).touch()
+        what = Planted(name=name, slides=str(tmp_path / slides), size=size)
+        result = what.write(tmp_path / "maps" / folder, [spots()], tile)
+        stand_in(result)
+        write_tiles(result)
+        results.append(result)
+    return results
+
+
+@needs_groovy
+def test_the_script_of_a_project_takes_the_maps_of_the_open_slide(tmp_path: Path) -> None:
+    results = several(tmp_path)
+    write_project(tmp_path / "project", results)
+    script = tmp_path / "project" / PROJECT_OVERLAY
+
+    def scene(uri: str, size: Size, answer: int = 0) -> Scene:
+        return Scene(script, size, uri=uri, answer=answer)
+
+    second, moved, third, strange, wrong = play(
+        tmp_path,
+        [
+            scene((tmp_path / "y" / "slide.svs").as_uri(), Size(1200, 800)),
+            scene("file:/z/slide.svs", Size(1200, 800), answer=1),
+            scene((tmp_path / "x" / "other.svs").as_uri(), Size(900, 700), answer=1),
+            scene("file:/z/unknown.svs", Size(1200, 800)),
+            scene("file:/z/other.svs", Size(1200, 800)),
+        ],
+    )
+    loaded = [played.named("buildServer")[0]["uri"] for played in (second, moved, third)]
+    assert loaded == [
+        (tmp_path / "maps" / k / "saliency.ome.tif").as_uri().replace("///", "/") for k in "bbd"
+    ]
+    assert not second.named("showChoiceDialog")
+    for played, folders in ((moved, "ab"), (third, "cd")):
+        labels = played.named("showChoiceDialog")[0]["choices"]
+        assert [str(tmp_path / "maps" / k) in label for k, label in zip(folders, labels, strict=False)] == [
+            True
+        ] * 2
+    assert "unknown.svs is none of the 4 slides" in strange.error
+    assert "other.svs, which has 900 × 700 pixels" in wrong.error
+
+
+@needs_groovy
+def test_slides_and_objects_come_into_a_project_once(tmp_path: Path) -> None:
+    results = several(tmp_path)[1:3]
+    write_project(tmp_path / "project", results)
+    script = tmp_path / "project" / OPEN_ALL
+    slides = {Path(r.record["slide"]["path"]): Size(**r.record["slide"]["size"]) for r in results}
+    first, again = play(
+        tmp_path, [Scene(script, slides=slides), Scene(script, slides=slides, project_open=True)]
+    )
+    assert first.failure is again.failure is None
+    assert first.named("createProject") == [
+        {"call": "createProject", "folder": str(tmp_path / "project"), "type": "BufferedImage"}
+    ]
+    assert [call["uri"] for call in first.named("addImage")] == [
+        p.as_uri().replace("///", "/") for p in slides
+    ]
+    assert [call["name"] for call in first.named("setImageName")] == ["slide.svs", "other.svs"]
+    for call, result in zip(first.named("saveImageData"), results, strict=True):
+        with gzip.open(result.folder / TILES_GEOJSON) as file:
+            assert call["ids"] == [feature["id"] for feature in json.load(file)["features"]]
+        assert call["type"] == "BRIGHTFIELD_H_E"
+    for played in (first, again):
+        assert [played.named(name) != [] for name in ("syncChanges", "setProject", "refreshProject")] == [
+            True
+        ] * 3
+        assert not played.named("showErrorMessage")
+    assert not again.named("createProject")
+    assert not again.named("addImage")
+    assert [c["ids"] for c in again.named("saveImageData")] == [
+        c["ids"] for c in first.named("saveImageData")
+    ]
+
+
+@needs_groovy
+def test_a_bad_slide_does_not_stop_the_others(tmp_path: Path) -> None:
+    results = several(tmp_path)[:3]
+    paths = [Path(result.record["slide"]["path"]) for result in results]
+    paths[0].unlink()
+    cropped = Planted(name="crop.mrxs", slides=str(tmp_path), bounds=Region(100, 30, 900, 600))
+    (tmp_path / "crop.mrxs").touch()
+    results.append(cropped.write(tmp_path / "maps" / "e", [spots()]))
+    write_project(tmp_path / "project", results, tiles=False)
+    (tmp_path / "project" / "project.qpproj").touch()
+    slides = {paths[1]: Size(1, 1), paths[2]: Size(900, 700), tmp_path / "crop.mrxs": Size(1200, 800)}
+    (played,) = play(tmp_path, [Scene(tmp_path / "project" / OPEN_ALL, slides=slides)])
+    assert played.named("loadProject")[0]["file"].endswith("project.qpproj")
+    lost, other, uncropped = played.named("showErrorMessage")[0]["text"].splitlines()
+    assert f"{paths[0]} is not there" in lost
+    assert "The open image has 1 × 1" in other
+    assert "crop.mrxs: this QuPath does not crop" in uncropped
+    (saved,) = played.named("saveImageData")
+    assert saved["ids"] == []
+    assert "1 of 4" in played.named("showInfoNotification")[0]["text"]
+
+
+@needs_groovy
+def test_a_script_of_very_many_views_compiles(tmp_path: Path) -> None:
+    """A string of Java has at most 64 kB, and so has a method."""
+    script = tmp_path / "many.groovy"
+    script.write_text(overlay_script([planted(tmp_path / "a")] * 5000), encoding="utf-8")
+    assert script.stat().st_size > 3_000_000
+    (played,) = play(tmp_path, [Scene(script, None)])
+    assert "No image is open" in played.error

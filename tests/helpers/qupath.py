@@ -65,21 +65,28 @@ class Scene:
         Of the script.
     picture
         Where to paint what is shown, at full resolution.
+    slides
+        Sizes of the slides that can be opened, by their paths.
+    project_open
+        Whether the project of the scene before is open.
     """
 
     script: Path
-    open: Size | None
+    open: Size | None = None
     uri: str = "file:/slides/slide.svs"
     answer: int | None = 0
     confirm: bool = True
     shown: bool = False
     variables: dict[str, str] = field(default_factory=dict)
     picture: Path | None = None
+    slides: dict[Path, Size] = field(default_factory=dict)
+    project_open: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what the stubs read."""
         facts = {**vars(self), "script": str(self.script)}
         facts["open"] = self.open and {"w": self.open.w, "h": self.open.h, "uri": self.uri}
+        facts["slides"] = {str(path): vars(size) for path, size in self.slides.items()}
         facts["picture"] = self.picture and str(self.picture)
         return facts
 

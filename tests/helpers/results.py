@@ -38,6 +38,7 @@ class Planted:
     """What a planted result is of."""
 
     name: str = "slide.svs"
+    slides: str = "/slides"
     size: Size = SIZE
     mpp: Mpp = MPP
     bounds: Region | None = None
@@ -97,7 +98,7 @@ class Planted:
             "settings": dict(self.settings),
             "slide": {
                 "name": self.name,
-                "path": f"/slides/{self.name}",
+                "path": f"{self.slides}/{self.name}",
                 "bytes": 5,
                 "size": asdict(self.size),
                 "mpp": asdict(self.mpp),

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from wsi_saliency.cli import check_model, doctor, evaluate, inspect, models, run, train_surrogate
+from wsi_saliency.cli import check_model, doctor, evaluate, inspect, models, qupath, run, train_surrogate
 from wsi_saliency.cli.terminal import echo, interrupted, speak
 from wsi_saliency.errors import WsiSaliencyError
 from wsi_saliency.interruption import interruptible
@@ -62,6 +62,7 @@ for _command in (
     train_surrogate.train_surrogate,
     evaluate.evaluate,
     doctor.doctor,
+    qupath.qupath,
 ):
     cli.add_command(_command)
 

@@ -3,10 +3,12 @@ package stage
 import java.awt.image.BufferedImage
 import qupath.lib.gui.viewer.QuPathViewer
 import qupath.lib.images.servers.ImageServer
+import qupath.lib.projects.Project
 
 // What is open in the window, what the user answers, and what was called.
 class Scene {
     static Scene now
+    static Project project  // that of the scene before
     Map facts
     List calls = []
     QuPathViewer viewer

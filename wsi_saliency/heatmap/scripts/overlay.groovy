@@ -3,11 +3,9 @@
 // Open the slide, drag this file onto QuPath's window, and choose Run > Run. Run it again for another map,
 // or to take the map away.
 
-import com.google.gson.Gson
 import groovy.transform.CompileStatic
 import java.awt.image.BufferedImage
 import java.awt.image.Raster
-import java.text.Normalizer
 import javafx.application.Platform
 import qupath.fx.dialogs.Dialogs
 import qupath.lib.gui.scripting.QPEx
@@ -16,77 +14,64 @@ import qupath.lib.images.servers.ImageServers
 import qupath.lib.regions.ImageRegion
 import qupath.lib.regions.RegionRequest
 
-class Told extends Exception {
-    Told(String message) { super(message) }
-}
+// SLIDES
 
 class SaliencyOverlay {
-    static final String TITLE = 'Saliency map'
     static final String NONE = 'none: take the map away'
     static final long MOST_VALUES = 64_000_000L  // what is loaded at most; 256 MB
-
-    // The facts are JSON, packed so that no name in them can be taken for a part of this script.
-    static Map facts() {
-        String json = new String([
-            'FACTS',
-        ].join('').decodeBase64(), 'UTF-8')
-        return new Gson().fromJson(json, Map)
-    }
 
     static void run(Collection variables) {
         def viewer = QPEx.getCurrentViewer()
         def image = viewer?.getServer()
-        Map facts = facts()
+        Map facts = Slides.facts()
         if (image == null)
-            throw new Told("No image is open. Open ${facts.slide.name}, and run the script again.")
-        List corner = cornerOf(facts.slide, image)
-        if (!isNamed(facts.slide.name, image) && !Dialogs.showConfirmDialog(TITLE, otherName(facts.slide.name, image)))
-            return
-        String label = chosen(facts.views*.label, viewer.getCustomPixelLayerOverlay() != null)
+            throw new Told("No image is open. Open ${facts.results*.slide*.name.take(3).join(', or ')}, and run the script again.")
+        Map choices = choices(matching(facts.results, image))
+        String label = choices ? chosen(choices.keySet() as List, viewer.getCustomPixelLayerOverlay() != null) : null
         if (label == null)
             return
         if (label == NONE) {
             Platform.runLater { viewer.setCustomPixelLayerOverlay(null) }
             return
         }
-        Map view = facts.views.find { it.label == label }
-        File file = find(view.file, folders(variables, facts.folder))
-        def overlay = new BufferedImageOverlay(viewer, load(file, view, facts.colours, corner))
+        def (Map result, Map view) = choices[label]
+        File file = find(view.file, folders(variables, result.folder))
+        def overlay = new BufferedImageOverlay(viewer, load(file, view, facts.colours, Slides.cornerOf(result.slide, image)))
         Platform.runLater { viewer.setCustomPixelLayerOverlay(overlay) }
-        Dialogs.showInfoNotification(TITLE, "${label}\n${view.said}".toString())
+        Dialogs.showInfoNotification(Slides.TITLE, "${label}\n${view.said}".toString())
     }
 
-    // Where the upper left corner of the open image lies on the slide: QuPath crops some slides to their bounds.
-    static List cornerOf(Map slide, image) {
-        def size = [image.getWidth(), image.getHeight()]
-        def bounds = slide.bounds.collect { Math.round(it) as long }
-        if (size == [slide.w as int, slide.h as int])
-            return [0, 0]
-        if (size == [bounds[2] as int, bounds[3] as int])
-            return [bounds[0], bounds[1]]
-        String cropped = bounds[2..3] == [slide.w as long, slide.h as long] ? '' :
-            " (or ${bounds[2]} × ${bounds[3]}, cropped to what was scanned)"
-        throw new Told("This map is of ${slide.name}, which has ${slide.w as long} × ${slide.h as long} pixels" +
-            "${cropped}. The open image has ${size[0]} × ${size[1]}. Open the slide, and run the script again.")
+    // The results of the slide that is open; none if the user does not want one of a slide with another name.
+    static List matching(List results, image) {
+        def named = results.findAll { Slides.isNamed(it.slide, image) }
+        def there = named.findAll { Slides.isThere(it.slide, image) }
+        if (named.isEmpty() && results.size() > 1)
+            throw new Told("${Slides.namesOf(image).join(', ')} is none of the ${results.size()} slides that there are maps of.")
+        def fitting = (there ?: named ?: results).findAll { Slides.cornerOf(it.slide, image) != null }
+        if (fitting.isEmpty())
+            throw new Told(Slides.otherSize((there ?: named ?: results)[0].slide, image))
+        if (named.isEmpty() && !Dialogs.showConfirmDialog(Slides.TITLE, otherName(fitting[0].slide, image)))
+            return []
+        return fitting
     }
 
-    // Slides of one scanner may well have the same size.
-    static boolean isNamed(String name, image) {
-        def names = image.getURIs().collect { it.path?.tokenize('/')?.last() }.findAll()
-        return names.isEmpty() || names.any { plain(it) == plain(name) }
+    static String otherName(Map slide, image) {
+        return "This map is of ${slide.name}. The open image is ${Slides.namesOf(image).join(', ')}, " +
+            'which has the same size. Show the map over it?'
     }
 
-    static String plain(String name) { Normalizer.normalize(name, Normalizer.Form.NFC) }
-
-    static String otherName(String name, image) {
-        String open = image.getURIs().collect { it.path?.tokenize('/')?.last() }.findAll().join(', ')
-        return "This map is of ${name}. The open image is ${open}, which has the same size. Show the map over it?"
+    // Results and views by what the user reads.
+    static Map choices(List results) {
+        return results.collectEntries { result ->
+            String folder = results.size() > 1 ? " · ${result.folder}" : ''
+            result.views.collectEntries { view -> [("${view.label}${folder}".toString()): [result, view]] }
+        }
     }
 
     static String chosen(List labels, boolean isShown) {
         if (labels.size() == 1 && !isShown)
             return labels[0]
-        return Dialogs.showChoiceDialog(TITLE, 'Which map shall lie over the slide?', labels + [NONE], labels[0])
+        return Dialogs.showChoiceDialog(Slides.TITLE, 'Which map shall lie over the slide?', labels + [NONE], labels[0])
     }
 
     // QuPath tells a script its own file in a variable whose name differs between versions.
@@ -114,7 +99,7 @@ class SaliencyOverlay {
                 downsample *= 2
             def values = server.readRegion(RegionRequest.createInstance(server, downsample)).getRaster()
             int[] table = colours[view.signed ? 'signed' : 'magnitude'].collect { Integer.parseUnsignedInt(it, 16) }
-            def picture = colouredBy(values, view.channel as int, view.signed, view.low as double, view.high as double, table)
+            def picture = coloured(values, view.channel as int, view.signed, view.low as double, view.high as double, table)
             return [(region(view, corner, values.width * downsample, values.height * downsample)): picture]
         } finally {
             server.close()
@@ -131,7 +116,7 @@ class SaliencyOverlay {
 
     // Values from low to high take the colours of the table, whose opacity grows; 0 was not computed.
     @CompileStatic
-    static BufferedImage colouredBy(Raster values, int band, boolean signed, double low, double high, int[] table) {
+    static BufferedImage coloured(Raster values, int band, boolean signed, double low, double high, int[] table) {
         int w = values.getWidth(), h = values.getHeight()
         BufferedImage picture = new BufferedImage(w, h, BufferedImage.TYPE_INT_ARGB)
         float[] row = new float[w]
@@ -153,8 +138,8 @@ class SaliencyOverlay {
 try {
     SaliencyOverlay.run(binding.variables.values())
 } catch (Told told) {
-    Dialogs.showErrorMessage(SaliencyOverlay.TITLE, told.message)
-} catch (IOException | RuntimeException error) {
-    Dialogs.showErrorMessage(SaliencyOverlay.TITLE, "The map cannot be shown: ${error}".toString())
+    Dialogs.showErrorMessage(Slides.TITLE, told.message)
+} catch (Exception error) {
+    Dialogs.showErrorMessage(Slides.TITLE, "The map cannot be shown: ${error}".toString())
     throw error
 }
