@@ -56,7 +56,7 @@ def keys_of(record):
 
 
 def test_every_key_of_the_record_is_explained(tmp_path):
-    settings = wsi_saliency.RunSettings(model="demo", overlap=0.0, device="cpu")
+    settings = wsi_saliency.RunSettings(model="demo", overlap=0.0, device="cpu", hotspots=2)
     result = wsi_saliency.explain_slide(SAMPLE, tmp_path / "result", settings)
     text = (ROOT / "docs/results-folder.md").read_text()
     common = {"x", "y", "w", "h", "unit"}

@@ -12,6 +12,7 @@ import shlex
 import shutil
 from functools import partial
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,10 @@ QUICK = {
         ]
     ),
     "train-surrogate": "--patches 4 --epochs 1",
+    "qupath": "",
 }
+BEFORE = {"qupath": "run slides/ -o maps --model demo --overlap 0"}
+"""What has to be run first, of a command that takes what another has made."""
 COMMANDS = [command for block in to_run("console") for command in block.commands]
 
 
@@ -86,13 +90,15 @@ def here(files, tmp_path, monkeypatch):
 def test_command_is_run(command, here):
     program, name, *arguments = shlex.split(command)
     assert program == "wsi-saliency", "mark the block, and say why it is not run"
+    if name in BEFORE:
+        assert CliRunner().invoke(cli, BEFORE[name].split(), prog_name=program).exit_code == 0
     before = set(here.rglob("*"))
     done = CliRunner().invoke(cli, [name, *arguments, *QUICK.get(name, "").split()], prog_name=program)
     assert done.exit_code == 0, done.output
     assert done.output
     made = {path.relative_to(here) for path in here.rglob("*") if path not in before}
     if name in QUICK:
-        named = arguments[arguments.index("-o") + 1] if "-o" in arguments else ""
+        named = next((after for flag, after in pairwise(arguments) if flag in ("-o", "-p")), "")
         assert any(str(path).startswith(named) for path in made)
     else:
         assert not made

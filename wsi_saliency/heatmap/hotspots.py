@@ -178,7 +178,8 @@ def _outlined(
 
 def _rings(cells: NDArray[np.float32], threshold: float) -> Iterator[list[NDArray[np.float64]]]:
     """Yield of each polygon above a threshold its outer ring, then those of its holes, in cells."""
-    filled = contour_generator(z=cells, fill_type=FillType.OuterOffset).filled(threshold, np.inf)
+    above_all = 2 * float(cells.max())
+    filled = contour_generator(z=cells, fill_type=FillType.OuterOffset).filled(threshold, above_all)
     for points, offsets in zip(*filled, strict=True):
         assert points is not None
         assert offsets is not None
