@@ -36,7 +36,7 @@ SMOOTHING = 2.0
 MOST_CELLS = 4 * STATISTICS_CELLS
 """Regions are looked for in the finest level that is not larger, so that memory stays bounded."""
 
-_CLASS = {"name": "Saliency hotspot", "color": [255, 200, 0]}
+_CLASS = {"name": "Saliency hotspot", "color": [0, 200, 90]}  # a green that no map has
 
 
 @dataclass(frozen=True)
