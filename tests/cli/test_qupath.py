@@ -49,6 +49,14 @@ def test_a_run_leaves_what_qupath_reads(result):
     assert len(hotspots) == result.record["exports"]["hotspots.geojson"]["hotspots"]
 
 
+@pytest.mark.usefixtures("spots", "result")
+def test_other_hotspots_of_a_finished_slide_are_made_and_named(call):
+    line = call(*RUN, "--hotspots", "1", "--tissue-threshold", "0").stdout
+    assert line.startswith("slide.svs: maps kept (stage3.none.deeplift); made overlay.groovy, ")
+    assert "hotspots.geojson in maps/slide" in line
+    assert "complete result kept" in call(*RUN, "--tissue-threshold", "0").stdout
+
+
 @needs_groovy
 @pytest.mark.usefixtures("spots")
 def test_the_script_of_a_run_finds_its_map_where_the_result_was_put(result, slide, tmp_path):

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -24,6 +25,7 @@ from tests.helpers.runs import (
 )
 from tests.helpers.slides import pyramid, section, write_svs
 from wsi_saliency.errors import OutputError
+from wsi_saliency.heatmap.exports import EXPORTS
 from wsi_saliency.heatmap.result import Result
 from wsi_saliency.mapspec import MapSpec
 from wsi_saliency.saliency.network import Network
@@ -303,4 +305,67 @@ def test_the_older_result_survives_an_addition_that_is_killed(slide, tmp_path):
     assert everything_in(first.folder) == files
     assert Result.read(first.folder).record == first.record
     assert explained(slide, tmp_path / "out", FINER).added == (FINE,)
+    assert is_left(first.folder) == ["out"]
+
+
+# ------------------------------------------------------------------------------------------ hotspots
+
+OUTLINED = replace(FIRST, hotspots=2)
+
+
+def test_hotspots_are_added_without_making_a_map(slide, tmp_path, made):
+    first = explained(slide, tmp_path / "out", FIRST)
+    (first.folder / "note.txt").write_text("mine")
+    files = everything_in(first.folder)
+    made.clear()
+    added = explained(slide, tmp_path / "out", OUTLINED)
+    assert not made
+    assert (added.kept, added.differences, added.added) == (True, (), ())
+    assert "hotspots.geojson" in added.exported
+    now = everything_in(first.folder)
+    assert now.pop(Path("hotspots.geojson"))
+    assert {path for path in files if now[path] != files[path]} == {Path("run.json")}
+    assert now.keys() == files.keys()
+    record = strict_json(first.folder / "run.json")
+    assert record == added.record
+    changed = {key for key in record if record[key] != first.record[key]}
+    assert changed == {"settings", "exports"}
+    assert record["settings"] == OUTLINED.to_json()
+    assert is_left(first.folder) == ["out"]
+
+
+def test_hotspots_that_are_there_stay_unless_others_are_asked_for(slide, tmp_path, made):
+    explained(slide, tmp_path / "out", OUTLINED)
+    files = everything_in(tmp_path / "out")
+    for settings in (OUTLINED, FIRST):
+        assert explained(slide, tmp_path / "out", settings).exported == ()
+        assert everything_in(tmp_path / "out") == files
+    wider = explained(slide, tmp_path / "out", FINER)
+    assert wider.added == (FINE,)
+    assert wider.record["settings"]["hotspots"] == 2
+    assert "hotspots.geojson" in wider.record["exports"]
+    made.clear()
+    assert explained(slide, tmp_path / "out", replace(FINER, hotspots=5)).exported
+    assert not made
+
+
+def test_hotspots_of_another_result_are_not_added(slide, tmp_path):
+    explained(slide, tmp_path / "out", FIRST)
+    other = explained(slide, tmp_path / "out", replace(OUTLINED, overlap=0.25))
+    assert other.differences
+    assert not (tmp_path / "out" / "hotspots.geojson").exists()
+
+
+def test_the_older_result_survives_hotspots_that_fail(slide, tmp_path, monkeypatch):
+    first = explained(slide, tmp_path / "out", FIRST)
+    files = everything_in(first.folder)
+
+    def failing(result):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setitem(EXPORTS, "hotspots.geojson", failing)
+        with pytest.raises(OSError, match="No space"):
+            explained(slide, tmp_path / "out", OUTLINED)
+    assert everything_in(first.folder) == files
     assert is_left(first.folder) == ["out"]

@@ -82,7 +82,10 @@ def _kept(result: Result) -> str:
     if not result.is_current:
         return "complete result of another version of the program kept (--overwrite replaces it)"
     made = f", made with {', '.join(result.differences)}" if result.differences else ""
-    return f"complete result kept, with {_named(m.spec for m in result.maps)}{made} (--overwrite replaces it)"
+    maps = _named(m.spec for m in result.maps)
+    if result.exported:
+        return f"maps kept ({maps}); made {', '.join(result.exported)}"
+    return f"complete result kept, with {maps}{made} (--overwrite replaces it)"
 
 
 def _named(maps: Iterable[MapSpec]) -> str:

@@ -36,7 +36,7 @@ ZARR, TIFF, OVERVIEW = f"{MAP}.ome.zarr", f"{MAP}.ome.tif", "overview.png"
 BOX_COLUMNS = ("x", "y", "w", "h", "tissue")
 MAP_SETTINGS = ("layers", "methods", "attributions", "targets", "surrogate")
 """Settings that say which maps are asked for; of the surrogate, the weights' hash is compared."""
-_WITHOUT_EFFECT = frozenset({*MAP_SETTINGS, "weights", "batch", "workers", "device"})
+_WITHOUT_EFFECT = frozenset({*MAP_SETTINGS, "weights", "batch", "workers", "device", "hotspots"})
 SURROGATE_HASH = "surrogate_sha256"
 
 
@@ -185,6 +185,8 @@ class Result:
         In what a kept result differs from what was asked for.
     added
         Maps that were added to a result that was there already.
+    exported
+        Exports that were made anew from a result that was there already.
     place
         Where the folder will be, while it still grows elsewhere.
     """
@@ -194,6 +196,7 @@ class Result:
     kept: bool = False
     differences: tuple[str, ...] = ()
     added: tuple[MapSpec, ...] = ()
+    exported: tuple[str, ...] = ()
     place: Path | None = None
 
     @classmethod
@@ -289,6 +292,10 @@ class Result:
             for name in (found.spec.layer, *found.asked_as)
         }
         return self.has_targets(settings) and there.issuperset(wanted)
+
+    def lacks_exports(self, settings: RunSettings) -> bool:
+        """Whether settings ask for other hotspots than there are; not asking for any is content with them."""
+        return bool(settings.hotspots) and settings.hotspots != self.record["settings"].get("hotspots", 0)
 
     def has_targets(self, settings: RunSettings) -> bool:
         """Whether the targets that settings ask for are those of the result."""

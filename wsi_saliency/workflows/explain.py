@@ -12,7 +12,7 @@ import torch
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import carry, check_free, growing, locked
 from wsi_saliency.geometry import Region
-from wsi_saliency.heatmap.exports import export
+from wsi_saliency.heatmap.exports import export, export_again
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.result import ZARR, MapFiles, Result, differences, write_record
@@ -93,7 +93,8 @@ def explain_slide(
 ) -> Result:
     """Turn a slide into hidden-layer saliency heatmaps that lie on it to the pixel.
 
-    The slide is read once, whatever the number of maps. Maps that a complete result lacks are added to it.
+    The slide is read once, whatever the number of maps. Maps and hotspots that a complete result lacks are
+    added to it.
 
     Parameters
     ----------
@@ -117,11 +118,14 @@ def explain_slide(
         If the slide cannot be read, the classifier not explained, or the results not be written.
     """
     path, folder, settings = Path(slide), Path(folder), settings or RunSettings()
-    if not overwrite and (result := _kept(path, folder, settings, explainer)):
-        return result
+    kept = None if overwrite else _kept(path, folder, settings, explainer)
+    if kept and (kept.differences or not kept.lacks_exports(settings)):
+        return kept
     with locked(folder):
-        if not overwrite and (result := _kept(path, folder, settings, explainer)):
-            return result  # of the run that had the lock before
+        if not overwrite and (kept := _kept(path, folder, settings, explainer)):
+            if kept.differences or not kept.lacks_exports(settings):
+                return kept  # of the run that had the lock before
+            return export_again(kept, settings, _may_replace)
         with open_slide(path, settings.mpp) as opened:
             for warning in opened.warnings:
                 log.warning("%s: %s", path.name, warning)

@@ -144,7 +144,12 @@ def _settings_facts(settings: RunSettings, before: Result | None) -> dict[str, A
         name: list(dict.fromkeys([*earlier[name], *facts[name]]))
         for name in ("layers", "methods", "attributions")
     }
-    return facts | joined | {"targets": earlier["targets"]}
+    return facts | joined | {"targets": earlier["targets"]} | _hotspots(facts, earlier)
+
+
+def _hotspots(facts: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Keep the hotspots that a result has, unless others are asked for."""
+    return {"hotspots": facts["hotspots"] or earlier.get("hotspots", 0)}
 
 
 def _slide_facts(plan: Plan) -> dict[str, Any]:
