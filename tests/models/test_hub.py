@@ -39,7 +39,10 @@ class FakeHub(BaseHTTPRequestHandler):
 
     def answer(self, body: bytes) -> None:
         found = self.path == f"/{REPO}/resolve/{REVISION}/{FILE}"
-        self.send_response(200 if found else 404)
+        gated, private = "gated" in self.path, "private" in self.path
+        self.send_response(200 if found else 403 if gated else 401 if private else 404)
+        if gated or private:
+            self.send_header("X-Error-Code", "GatedRepo" if gated else "RepoNotFound")
         if found:
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{hashlib.sha256(CONTENT).hexdigest()}"')
@@ -171,6 +174,18 @@ def test_a_file_that_the_hub_does_not_have(monkeypatch: pytest.MonkeyPatch) -> N
         point_at(endpoint, monkeypatch)
         with pytest.raises(ModelError, match="404"):
             hub.HubRepo(REPO, REVISION).file("models/other.pt")
+
+
+@pytest.mark.parametrize(
+    ("repo", "said"), [("ORG/gated", "it is gated; accept its terms"), ("ORG/private", "or it is private")]
+)
+def test_a_repository_that_wants_a_login_says_how(
+    repo: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with fake_hub() as endpoint:
+        point_at(endpoint, monkeypatch)
+        with pytest.raises(ModelError, match=f"{said}.*log in with: hf auth login"):
+            hub.HubRepo(repo).file("config.json")
 
 
 def test_the_first_name_that_the_hub_has_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:

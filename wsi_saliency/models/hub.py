@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -21,12 +26,17 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
 log = logging.getLogger(__name__)
 
 _BARS = "huggingface_hub"  # the group of its bars
 TIMEOUT = 10.0  # seconds the Hub may take to answer
+
+_KNOWN: Mapping[type[Exception], str] = {  # in this order, for the one is also the other
+    GatedRepoError: "it is gated; accept its terms on its page, then log in with: hf auth login",
+    RepositoryNotFoundError: "there is none of this name, or it is private; then log in with: hf auth login",
+}
 
 _NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:@(?P<revision>\w[\w./-]*))?", re.ASCII)
 
@@ -125,6 +135,9 @@ def _bar() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """First sentence of the error, on one line."""
+    """Why, on one line: what to do about it, where that is known, else the error's first sentence."""
+    known = next((words for kind, words in _KNOWN.items() if isinstance(error, kind)), None)
+    if known is not None:
+        return known
     first = (str(error).strip() or type(error).__name__).splitlines()[0]
     return one_line(first.split(". ")[0].rstrip("."))
