@@ -52,7 +52,7 @@ def test_an_evaluation_says_its_findings_and_where_its_page_is(call, slide, tmp_
     [
         (
             ["--method", "all"],
-            {"method": ["none", "backward-hook", "centred-hook", "forward-hook"]},
+            {"method": ["none", "backward-hook", "centred-hook", "forward-hook", "shift-average"]},
         ),  # it has no surrogate
         (["--method", "none,backward-hook"], {"method": ["none", "backward-hook"]}),
         (["--method", " backward-hook , backward-hook,"], {"method": ["none", "backward-hook"]}),
