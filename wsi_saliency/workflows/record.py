@@ -71,12 +71,14 @@ def weight_hashes(explainer: Explainer) -> dict[str, str | None]:
 def map_record(plan: Plan, spec: MapSpec, heatmap: Heatmap) -> MapRecord:
     """Collect what is said of a finished map."""
     geometry = plan.explainer.geometry(spec)
+    layer = asdict(geometry) | {"strided_behind": list(geometry.strided_behind)}
+    del layer["layout"]  # how cells lie in memory says nothing of the map
     return MapRecord(
         spec,
         plan.explainer.asked_as[spec],
         not plan.explainer.network.is_magnitude(spec.attribution),
         heatmap.info.channels,
-        asdict(geometry) | {"strided_behind": list(geometry.strided_behind)},
+        layer,
         plan.placement(spec),
         plan.cells(spec),
         plan.drift(spec),
