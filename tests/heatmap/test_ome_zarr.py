@@ -17,6 +17,7 @@ from wsi_saliency.geometry import Size
 from wsi_saliency.heatmap.ome_xml import COLOURS
 from wsi_saliency.heatmap.ome_zarr import Heatmap, HeatmapWriter
 from wsi_saliency.heatmap.pyramid import TILE, Window
+from wsi_saliency.heatmap.snapshot import DamagedSnapshotError, Snapshot, write_snapshot
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -311,3 +312,78 @@ def test_a_value_that_is_not_finite_in_any_channel_stops_with_its_row(tmp_path: 
     writer = HeatmapWriter.create(tmp_path / "s.ome.zarr", Size(21, 30), named(3))
     with pytest.raises(OutputError, match="row 17 of the map"):
         writer.write_rows(0, cells)
+
+
+# -------------------------------------------------------------------------------------------- going on
+
+
+def _files(folder: Path) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@settings(max_examples=12, deadline=None)
+@given(st.data())
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_reopened_store_becomes_that_of_one_that_was_not_interrupted(
+    tmp_path_factory: pytest.TempPathFactory, version: OmeZarrVersion, data: st.DataObject
+) -> None:
+    """To the byte. After the state is taken, more rows are written, or even all, before the end comes."""
+    h, w = data.draw(st.sampled_from([(1, 1), (600, 5), (1100, 37), (2100, 3), (512, 4)]))
+    cells = noise(2 * h, w).reshape(2, h, w)
+    cells[:, h // 3 : h // 2] = 0
+    rows, work = data.draw(st.integers(1, 700)), tmp_path_factory.mktemp("again")
+    whole = written(work / "whole" / "s.ome.zarr", cells, version, rows)
+    path, info, size = work / "s.ome.zarr", named(2), Size(w, h)
+    writer = HeatmapWriter.create(path, size, info, version)
+    tops = range(0, h, rows)
+    stop, further = sorted(data.draw(st.lists(st.integers(0, len(tops)), min_size=2, max_size=2)))
+    for cell_y in tops[:stop]:
+        writer.write_rows(cell_y, cells[:, cell_y : cell_y + rows])
+    write_snapshot(work / "saved", {}, writer.state())
+    for cell_y in tops[stop:further]:
+        writer.write_rows(cell_y, cells[:, cell_y : cell_y + rows])
+    if data.draw(st.booleans()):
+        writer.finish()
+    again = HeatmapWriter.reopen(path, size, info, version, None, Snapshot.read(work / "saved"))
+    for cell_y in tops[stop:]:
+        again.write_rows(cell_y, cells[:, cell_y : cell_y + rows])
+    assert again.finish().windows == whole.windows
+    assert _files(path) == _files(whole.path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"next_y": np.array(601)},
+        {"next_y": np.array(100)},
+        {"0/range": np.array([-np.inf, 0])},
+        {"0/sample": np.full(9, np.nan, np.float32)},
+        {"0/sample": np.zeros(600 * 5 + 1, np.float32)},
+        {"band/1": np.zeros((1, 3, 2), np.float32)},
+    ],
+    ids=str,
+)
+def test_a_state_of_another_store_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "s.ome.zarr"
+    writer = HeatmapWriter.create(path, Size(5, 600), INFO)
+    writer.write_rows(0, noise(520, 5)[None])
+    state = writer.state()
+    write_snapshot(tmp_path / "saved", {}, state)
+    HeatmapWriter.reopen(path, Size(5, 600), INFO, "0.4", None, Snapshot.read(tmp_path / "saved"))
+    write_snapshot(tmp_path / "saved", {}, state | change)
+    with pytest.raises(DamagedSnapshotError):
+        HeatmapWriter.reopen(path, Size(5, 600), INFO, "0.4", None, Snapshot.read(tmp_path / "saved"))
+
+
+@pytest.mark.parametrize("harm", ["missing", "no json", "other size", "other version"])
+def test_a_store_that_is_another_one_is_not_reopened(tmp_path: Path, harm: str) -> None:
+    path, version = tmp_path / "s.ome.zarr", VERSIONS[harm == "other version"]
+    writer = HeatmapWriter.create(path, Size(5, 600 + (harm == "other size") * 400), INFO)
+    writer.write_rows(0, noise(520, 5)[None])
+    write_snapshot(tmp_path / "saved", {}, writer.state())
+    if harm == "missing":
+        path.rename(tmp_path / "elsewhere")
+    if harm == "no json":
+        (path / "0" / ".zarray").write_text("no json")
+    with pytest.raises(DamagedSnapshotError):
+        HeatmapWriter.reopen(path, Size(5, 600), INFO, version, None, Snapshot.read(tmp_path / "saved"))

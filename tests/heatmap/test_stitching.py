@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wsi_saliency.geometry import Canvas, TileGrid
+from wsi_saliency.heatmap.snapshot import DamagedSnapshotError, Snapshot, write_snapshot
 from wsi_saliency.heatmap.stitching import Stitcher, hann_window
 
 
@@ -165,3 +166,49 @@ def test_layers_of_one_grid_have_cells_of_their_own_size(reduction):
         stitcher.add(tile, slide[None, y : y + cells, x : x + cells])
     stitcher.finish()
     np.testing.assert_allclose(np.concatenate(bands, axis=1)[0], slide, rtol=1e-5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(case=cases, data=st.data())
+def test_a_restored_stitcher_goes_on_as_if_nothing_had_happened(tmp_path_factory, case, data):
+    """Also where tiles come in any order, and it happens twice."""
+    grid, tiles, maps = case
+    tiles = random.Random(data.draw(st.integers(0, 3))).sample(tiles, len(tiles))
+    channels, bands = len(next(iter(maps.values()), [0])), []
+    file = tmp_path_factory.mktemp("stitch") / "saved"
+
+    def new():
+        return Stitcher(grid, tiles, 4, 8, 8, channels, lambda y, rows: bands.append((y, rows.copy())))
+
+    stops = sorted(data.draw(st.lists(st.integers(0, len(tiles)), max_size=2)))
+    stitcher, start = new(), 0
+    for stop in [*stops, len(tiles)]:
+        for tile in tiles[start:stop]:
+            stitcher.add(tile, maps[tile])
+        write_snapshot(file, {}, stitcher.state())
+        stitcher, start = new(), stop
+        stitcher.restore(Snapshot.read(file), tiles[:stop])
+    stitcher.finish()
+    assert [y for y, _ in bands] == np.cumsum([0, *(rows.shape[1] for _, rows in bands)])[:-1].tolist()
+    np.testing.assert_array_equal(
+        np.concatenate([rows for _, rows in bands], axis=1), stitched(grid, tiles, maps, 8)
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"top": np.array(9)},  # a row that is still to come
+        {"top": np.array(-1)},
+        {"weight": np.zeros((99, 16), np.float32), "sum": np.zeros((1, 99, 16), np.float32)},
+        {"sum": np.zeros((1, 3, 16), np.float32)},
+        {"sum": np.zeros((2, 8, 16), np.float32)},
+    ],
+)
+def test_a_state_of_another_map_is_refused(tmp_path, change):
+    grid = TileGrid.over(Canvas(64, 64, 1, 1), 32, 0, 4)
+    stitcher = Stitcher(grid, grid, 4, 8, 8, 1, lambda y, rows: None)
+    stitcher.add(grid[0], np.ones((1, 8, 8), np.float32))
+    write_snapshot(tmp_path / "saved", {}, stitcher.state() | change)
+    with pytest.raises(DamagedSnapshotError):
+        stitcher.restore(Snapshot.read(tmp_path / "saved"), grid[:1])

@@ -28,10 +28,15 @@ from wsi_saliency.heatmap.pyramid import (
     sample_step,
     window_of,
 )
+from wsi_saliency.heatmap.snapshot import DamagedSnapshotError, named
 from wsi_saliency.settings import OmeZarrVersion
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
+
+    from wsi_saliency.heatmap.snapshot import Snapshot, State
 
 OUR_KEY = "wsi-saliency"
 """Our own attributes stand under this key of the store."""
@@ -160,6 +165,55 @@ class HeatmapWriter:
             ]
         return cls(path, size, info, group, levels, shown)
 
+    @classmethod
+    def reopen(
+        cls,
+        path: Path,
+        size: Size,
+        info: HeatmapInfo,
+        version: OmeZarrVersion,
+        shown: tuple[float, float] | None,
+        saved: Snapshot,
+    ) -> HeatmapWriter:
+        """Go on with a store that `create` has started with the same arguments, from its `state`.
+
+        Rows that came after the state was taken are written again, over what they have left.
+
+        Raises
+        ------
+        DamagedSnapshotError
+            If the store or the state is another one.
+        """
+        try:
+            group = zarr.open_group(path, mode="r+", zarr_format=2 if version == "0.4" else 3)
+            levels = [_array(group, str(k)) for k in range(len(level_sizes(size)))]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise DamagedSnapshotError(f"{path.name} is no store") from error
+        for array, cells in zip(levels, level_sizes(size), strict=True):
+            if (array.shape, array.chunks, array.dtype.str) != (
+                (len(info.channels), cells.h, cells.w),
+                (1, TILE, TILE),
+                "<f4",
+            ):
+                raise DamagedSnapshotError(f"{path.name} is another store")
+        writer = cls(path, size, info, group, levels, shown)
+        writer._restore(saved)
+        return writer
+
+    def state(self) -> State:
+        """Return what `reopen` needs: views of the rows that are in no chunk yet, ranges and samples."""
+        state: State = {"next_y": np.array(self._next_y)}
+        for channel, observed in enumerate(self._ranges):
+            state |= named(channel, observed.state())
+        return state | {f"band/{k}": level.waiting for k, level in enumerate(self._finest.all())}
+
+    def _restore(self, saved: Snapshot) -> None:
+        self._next_y = rows = saved.number("next_y", range(self._size.h + 1))
+        for channel, observed in enumerate(self._ranges):
+            observed.restore(saved.part(channel), self._size)
+        for k, level in enumerate(self._finest.all()):
+            rows = level.restore(rows, saved, f"band/{k}")
+
     def write_rows(self, cell_y: int, rows: NDArray[np.float32]) -> None:
         """Write ``rows``, (C, n, w) float32, whose first is row ``cell_y`` of the map.
 
@@ -210,7 +264,7 @@ class HeatmapWriter:
     def _write_xml(self) -> None:
         """QuPath takes the cell size from here and nowhere else."""
         padded = level_sizes(self._size)[0]
-        self._group.create_group("OME")
+        self._group.require_group("OME")
         xml = ome_xml(self._info, self._size, padded, pixels_in="elsewhere")
         (self._path / "OME" / "METADATA.ome.xml").write_bytes(xml)
 
@@ -251,6 +305,19 @@ class _Range:
         sample = rows[-cell_y % self._step :: self._step, :: self._step]
         self._sample.append(sample[sample != 0])
 
+    def state(self) -> State:
+        """Return the range and the sample, which are joined in passing."""
+        self._sample = [np.concatenate(self._sample)]
+        return {"range": np.array([self._lowest, self._highest]), "sample": self._sample[0]}
+
+    def restore(self, saved: Snapshot, size: Size) -> None:
+        """Take the range and the sample over from a `state`, of a map of that size."""
+        most = -(-size.w // self._step) * -(-size.h // self._step)
+        self._lowest, self._highest = map(float, saved.array("range", "<f8", 2))
+        self._sample = [saved.array("sample", "<f4", range(most + 1))]
+        if not np.isfinite([self._lowest, self._highest]).all() or not np.isfinite(self._sample[0]).all():
+            raise DamagedSnapshotError("a range without end")
+
     @property
     def window(self) -> Window:
         """What is to be displayed."""
@@ -279,6 +346,25 @@ class _LevelWriter:
     def add_zeros(self, count: int) -> None:
         """Add ``count`` rows of 0 without holding them."""
         self.add(np.broadcast_to(np.float32(0), (self._channels, count, self._w)))
+
+    def all(self) -> Iterator[_LevelWriter]:
+        """Yield this level and all coarser ones."""
+        yield self
+        if self._coarser is not None:
+            yield from self._coarser.all()
+
+    @property
+    def waiting(self) -> NDArray[np.float32]:
+        """The rows (C, n, w) that are in no chunk yet."""
+        return self._band[:, : self._filled]
+
+    def restore(self, rows: int, saved: Snapshot, name: str) -> int:
+        """Go on after ``rows`` rows, of which the waiting ones are saved; return the coarser level's rows."""
+        self._top = rows if rows == self._h else rows // TILE * TILE
+        self._filled = rows - self._top
+        self._band = np.zeros((self._channels, min(TILE, self._h - self._top), self._w), np.float32)
+        self.waiting[:] = saved.array(name, "<f4", self._channels, self._filled, self._w)
+        return self._top // 2
 
     def _flush(self) -> None:
         self._array[:, self._top : self._top + self._filled] = self._band

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsi_saliency.geometry import Tile, TileGrid
+    from wsi_saliency.heatmap.snapshot import Snapshot, State
 
 _EMPTY_ROWS = 512  # rows without tissue are handed on in pieces of this height
 
@@ -86,6 +87,24 @@ class Stitcher:
         if not self._to_come[cell_y]:
             del self._to_come[cell_y]
             self._hand_on(min(self._to_come, default=self._top + len(self._weight)))
+
+    def state(self) -> State:
+        """Return what `restore` needs: views of the rows that are not handed on yet, and where they begin."""
+        return {"top": np.array(self._top), "sum": self._sum, "weight": self._weight}
+
+    def restore(self, saved: Snapshot, added: Iterable[Tile]) -> None:
+        """Go on from a `state`, before which the tiles ``added`` had come.
+
+        Raises
+        ------
+        DamagedSnapshotError
+            If it is not a state of this map.
+        """
+        to_come = self._to_come - Counter(self._grid.cell_origin(tile, self._reduction)[1] for tile in added)
+        top = saved.number("top", range(min(to_come, default=self._size.h) + 1))
+        weight = saved.array("weight", "<f4", range(self._size.h - top + 1), self._size.w)
+        total = saved.array("sum", "<f4", len(self._sum), len(weight), self._size.w)
+        self._to_come, self._top, self._sum, self._weight = to_come, top, total, weight
 
     def finish(self) -> None:
         """Hand on all rows that are left; those that no tile covers are 0."""
