@@ -16,7 +16,7 @@ import pytest
 from filelock import FileLock
 
 from wsi_saliency import files
-from wsi_saliency.errors import OutputError
+from wsi_saliency.errors import BusyError, OutputError
 from wsi_saliency.files import (
     carry,
     check_file,
@@ -409,3 +409,13 @@ def test_a_folder_that_is_read_only_is_one_line(tmp_path):
         locked(tmp_path / "out"),
     ):
         pytest.fail("work was done")
+
+
+def test_who_does_not_want_to_wait_is_told_who_is_at_work(tmp_path):
+    with other_process(tmp_path / "out") as other:
+        with pytest.raises(BusyError, match=f"out: process {other.pid} on .* is working on it"):
+            locked(tmp_path / "out", wait=False).__enter__()
+        assert (tmp_path / ".out.lock").exists()
+    with locked(tmp_path / "out", wait=False):
+        pass
+    assert tree(tmp_path) == {}

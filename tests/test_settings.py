@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.settings import (
+    BatchSettings,
     Bounds,
     EvaluationSettings,
     InspectSettings,
@@ -23,7 +24,7 @@ from wsi_saliency.settings import (
     whole,
 )
 
-KINDS = [ModelSettings, InspectSettings, RunSettings, TrainingSettings, EvaluationSettings]
+KINDS = [ModelSettings, InspectSettings, RunSettings, BatchSettings, TrainingSettings, EvaluationSettings]
 DEFAULTS = [(kind, f.name, f.default) for kind in KINDS for f in fields(kind)]
 NUMBERS = [(kind, name) for kind, name, _ in DEFAULTS if options_of(kind)[name].within]
 CHOICES = [(kind, name) for kind, name, _ in DEFAULTS if options_of(kind)[name].choices]

@@ -21,3 +21,7 @@ class SettingsError(WsiSaliencyError):
 
 class OutputError(WsiSaliencyError):
     """A result cannot be written."""
+
+
+class BusyError(OutputError):
+    """Another run works on a result, and nobody wants to wait for it."""

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, SoftFileLock, Timeout
 
-from wsi_saliency.errors import OutputError
+from wsi_saliency.errors import BusyError, OutputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -118,30 +118,30 @@ def check_free(folder: Path, may_replace: Callable[[Path], bool] | None = None) 
 
 
 @contextmanager
-def locked(target: Path, kind: Kind = "folder") -> Iterator[None]:
+def locked(target: Path, kind: Kind = "folder", *, wait: bool = True) -> Iterator[None]:
     """Keep a result's place, a folder or a file, to one run at a time.
 
-    Who comes second waits, and says for whom. What killed runs have left of ``target`` is cleared away, and
-    an older result that one of them was about to replace is put back. Folders above ``target`` are made;
-    those still empty at the end are removed.
+    Who comes second waits, and says for whom; or does not wait, and is told so. What killed runs have left of
+    ``target`` is cleared away, and an older result that one of them was about to replace is put back. Folders
+    above ``target`` are made; those still empty at the end are removed.
 
     Raises
     ------
     OutputError
-        If there cannot be a lock beside ``target``.
+        If there cannot be a lock beside ``target``; `BusyError` if another run has it and ``wait`` is False.
     """
     with ExitStack() as stack:
         with writing(target, kind):
-            make_folders = stack.enter_context(_folders_above(target))
+            make_folders = stack.enter_context(folders_above(target))
             lock = FileLock(_hidden(target, "lock"))
             stack.callback(_release, lock)
-            _acquire(lock, target, make_folders)
+            _acquire(lock, target, make_folders, wait=wait)
             _clear(target)
         yield
 
 
-def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None]) -> None:
-    """Wait for the lock, and write into it who has it."""
+def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None], *, wait: bool) -> None:
+    """Take the lock when it is free, and write into it who has it."""
     waits = itertools.count()
     while True:
         try:
@@ -151,6 +151,8 @@ def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None]) -> 
             continue
         if taken is not False:
             break
+        if not wait:
+            raise BusyError(f"{target}: {_holder(lock)} is working on it")
         if next(waits) == 1:
             log.warning("%s: %s is working on it; waiting for its end", target, _holder(lock))
         time.sleep(_POLL)
@@ -234,7 +236,7 @@ def growing(folder: Path, may_replace: Callable[[Path], bool] | None = None) -> 
     with ExitStack() as stack:
         with writing(folder):
             check_free(folder, may_replace)
-            stack.enter_context(_folders_above(folder))
+            stack.enter_context(folders_above(folder))
             working = stack.enter_context(_working(folder))
             (working / _NEW).mkdir()
         with _named(working / _NEW, folder):
@@ -366,7 +368,7 @@ def _remove(folder: Path) -> None:
 
 
 @contextmanager
-def _folders_above(target: Path) -> Iterator[Callable[[], None]]:
+def folders_above(target: Path) -> Iterator[Callable[[], None]]:
     """Make the folders above ``target``; yields what makes them again. Empty ones are removed at the end."""
     made: set[Path] = set()
 

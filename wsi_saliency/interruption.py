@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-_GRACE = 2.0  # seconds
+_GRACE = 1.0  # seconds
 
 
 class Interruption(KeyboardInterrupt):
@@ -36,7 +36,7 @@ class Interruption(KeyboardInterrupt):
 def interruptible() -> Iterator[None]:
     """Raise `Interruption` in this block at Ctrl-C, SIGTERM (kill, systemd, Slurm) and SIGHUP (no terminal).
 
-    Further signals are ignored for two seconds, the time for tidying up: some that end a program send two.
+    Further signals are ignored for a second, the time for tidying up: some that end a program send two.
     A signal that was ignored before, as SIGHUP is under nohup, stays so. Outside of the main thread, where no
     signal arrives, nothing is done.
     """

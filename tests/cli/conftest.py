@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import math
 
 import pytest
 from click.testing import CliRunner
@@ -9,6 +10,7 @@ from tests.helpers.commands import PICTURE
 from tests.helpers.nets import spot_classifier
 from tests.helpers.slides import write_svs
 from wsi_saliency.cli import cli
+from wsi_saliency.engines import folders
 from wsi_saliency.models import loading
 from wsi_saliency.workflows import explain
 
@@ -26,7 +28,11 @@ def _own_logging():
 
 @pytest.fixture
 def spots(monkeypatch):
-    """Replace every classifier by the hand-set one, and the picture, which takes longest, by nothing."""
+    """Replace every classifier by the hand-set one, and the picture, which takes longest, by nothing.
+
+    Slides stay in this process: another one would load the classifier that is asked for.
+    """
+    monkeypatch.setattr(folders, "ISOLATED_FROM", math.inf)
     monkeypatch.setattr(loading, "_load", lambda uri, weights: spot_classifier(64))
     monkeypatch.setattr(explain, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
 

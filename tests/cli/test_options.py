@@ -16,7 +16,7 @@ from tests.helpers.commands import SETTINGS, left
 from wsi_saliency.cli import cli
 from wsi_saliency.cli.options import Command, options
 from wsi_saliency.errors import SettingsError
-from wsi_saliency.settings import Settings, option, options_of
+from wsi_saliency.settings import BatchSettings, Settings, option, options_of
 
 BESIDE = {
     "run": {"out", "overwrite", "quiet", "verbose"},
@@ -27,13 +27,23 @@ BESIDE = {
 }
 """Options that are no settings."""
 
+BESIDES = {"run": BatchSettings}
+"""Further settings of a command."""
+
 FIELDS = [
     (command, f.name)
-    for command, kind in SETTINGS.items()
+    for command, kind in [*SETTINGS.items(), *BESIDES.items()]
     for f in fields(kind)
     if (command, f.name) != ("check-model", "model")  # its argument
 ]
-NUMBERS = [(command, name) for command, name in FIELDS if options_of(SETTINGS[command])[name].within]
+
+
+def kind_of(command, name):
+    """The settings that an option is one of."""
+    return next(kind for kind in (SETTINGS[command], BESIDES.get(command)) if name in options_of(kind))
+
+
+NUMBERS = [(c, name) for c, name in FIELDS if options_of(kind_of(c, name))[name].within]
 
 
 def option_of(command, name):
@@ -78,7 +88,7 @@ def test_each_setting_is_an_option_and_each_option_a_setting(command):
 
 @pytest.mark.parametrize(("command", "name"), FIELDS)
 def test_an_option_says_what_the_setting_says(command, name):
-    kind = SETTINGS[command]
+    kind = kind_of(command, name)
     known, shown = options_of(kind)[name], option_of(command, name)
     assert shown.opts == [known.name(name)]
     assert shown.help == known.help
@@ -89,7 +99,7 @@ def test_an_option_says_what_the_setting_says(command, name):
 
 @pytest.mark.parametrize(("command", "name"), FIELDS)
 def test_the_default_is_that_of_the_settings_and_the_help_says_so(command, name):
-    kind = SETTINGS[command]
+    kind = kind_of(command, name)
     known, default = options_of(kind)[name], getattr(kind, name)
     assert parsed(command)[name] == default
     behind = entry(command, known.name(name)).partition(known.help)[2]
@@ -106,7 +116,7 @@ def test_the_default_is_that_of_the_settings_and_the_help_says_so(command, name)
 @limits(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_the_command_line_takes_the_numbers_that_the_settings_take(command, name, data):
-    kind = SETTINGS[command]
+    kind = kind_of(command, name)
     within = options_of(kind)[name].within
     edges = [edge for edge in (within.low, within.high) if edge < math.inf]
     near = st.sampled_from([x for edge in edges for x in (edge - 1, edge, edge + 1)])
@@ -120,7 +130,7 @@ def test_the_command_line_takes_the_numbers_that_the_settings_take(command, name
 
 
 @pytest.mark.parametrize(
-    ("command", "name"), [(c, n) for c, n in NUMBERS if options_of(SETTINGS[c])[n].within.whole]
+    ("command", "name"), [(c, n) for c, n in NUMBERS if options_of(kind_of(c, n))[n].within.whole]
 )
 def test_whole_numbers_are_whole(command, name):
     assert accepted(command, name, "10")
@@ -231,7 +241,7 @@ def test_a_long_option_with_one_dash_is_recognised(call, tmp_path, command, mist
     assert left(tmp_path) == []
 
 
-FLOATS = [(c, option_of(c, n).opts[0]) for c, n in NUMBERS if not options_of(SETTINGS[c])[n].within.whole]
+FLOATS = [(c, option_of(c, n).opts[0]) for c, n in NUMBERS if not options_of(kind_of(c, n))[n].within.whole]
 
 
 @pytest.mark.parametrize(("command", "option"), FLOATS)
@@ -251,3 +261,9 @@ def test_numbers_are_finite_and_have_a_point(call, command, option, value, words
     line = " ".join(result.stderr.split()).partition("Error: ")[2]
     assert line.startswith(f"Invalid value for '{option}': ")
     assert words in line
+
+
+def test_none_is_a_word_where_the_settings_know_it(call):
+    assert parsed("run", "--slide-timeout", "none")["slide_timeout"] is None
+    assert parsed("run", "--slide-timeout", "90")["slide_timeout"] == 90
+    assert "'none' is not a number" in " ".join(call("run", "a.svs", "--mpp", "none").stderr.split())

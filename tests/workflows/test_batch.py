@@ -1,16 +1,17 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.helpers.slides import section, write_svs
-from wsi_saliency.errors import ModelError, OutputError, SlideError
+from wsi_saliency.errors import BusyError, ModelError, SlideError
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.workflows import batch
-from wsi_saliency.workflows.batch import Outcome, explain_slides
-from wsi_saliency.workflows.discovery import Job
+from wsi_saliency.workflows.batch import SlideWork
+from wsi_saliency.workflows.jobs import Job, Outcome
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def ran(tmp_path, monkeypatch):
         monkeypatch.setattr(batch, "load_explainer", load_explainer)
         monkeypatch.setattr(batch, "explain_slide", explain_slide)
         jobs = [Job(Path(f"{name}.svs"), Path(name)) for name in names]
-        return list(explain_slides(jobs, Path(out), RunSettings())), calls
+        return list(map(SlideWork(Path(out), RunSettings()), jobs)), calls
 
     return run
 
@@ -56,8 +57,15 @@ def test_a_failing_slide_does_not_stop_the_others(ran):
 
 def test_an_unexpected_error_is_named_with_its_slide_in_one_line(ran):
     outcomes, _ = ran(IndexError("out of\nrange"))
-    assert outcomes[1].failure == "b.svs: unexpected IndexError: out of range (run with -v for the traceback)"
+    assert outcomes[1].failure == "b.svs: unexpected IndexError: out of range"
+    assert outcomes[1].unexpected
+    assert "raise error" in outcomes[1].trace
     assert len(outcomes) == 3
+
+
+def test_a_result_that_another_run_works_on_is_no_failure(ran):
+    outcomes, _ = ran(BusyError("out/b: process 7 is working on it"))
+    assert [outcome.busy for outcome in outcomes] == [False, True, False]
 
 
 def test_interruption_is_no_failure_of_a_slide(ran):
@@ -68,8 +76,8 @@ def test_interruption_is_no_failure_of_a_slide(ran):
 def test_a_missing_file_is_told_before_a_classifier_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setattr(batch, "load_explainer", lambda settings: pytest.fail("loaded"))
     jobs = [Job(tmp_path / "none.svs", Path("none"))]
-    outcomes = list(explain_slides(jobs, tmp_path / "out", RunSettings()))
-    assert outcomes == [Outcome(jobs[0], failure=f"{tmp_path / 'none.svs'}: no such file")]
+    outcome = SlideWork(tmp_path / "out", RunSettings())(jobs[0])
+    assert replace(outcome, trace=None) == Outcome(jobs[0], failure=f"{tmp_path / 'none.svs'}: no such file")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -91,9 +99,6 @@ def test_without_a_place_for_results_no_classifier_is_loaded(ran, tmp_path):
     (tmp_path / "out" / "a" / "mine.txt").touch()
     outcomes, calls = ran(names="a")
     assert "out/a: exists and is not a result of this program" in outcomes[0].failure
-    (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"^file: cannot be written \(it is a file, not a folder\); .* -o"):
-        ran(names="a", out="file/below")
     assert calls == []
 
 

@@ -28,15 +28,19 @@ if TYPE_CHECKING:
 _NO_BREAK = "\u00a0"  # a space at which no line ends
 
 
-def options(kind: type[Settings], *, argument: str | None = None) -> Callable[[_Callback], _Callback]:
+def options(
+    kind: type[Settings], *, argument: str | None = None, name: str = "settings"
+) -> Callable[[_Callback], _Callback]:
     """Give a command an option for each field of a settings class, and the settings themselves.
 
     Parameters
     ----------
     kind
-        The settings class; the command gets an instance as ``settings``.
+        The settings class; the command gets an instance.
     argument
         A field that is an argument of the command, without a name and a default, in place of an option.
+    name
+        What the command calls the instance.
     """
     known = options_of(kind)
     defaults = {f.name: f.default for f in fields(kind)}
@@ -44,14 +48,14 @@ def options(kind: type[Settings], *, argument: str | None = None) -> Callable[[_
     def decorate(command: _Callback) -> _Callback:
         @wraps(command)
         def with_settings(**given: Any) -> None:
-            chosen = {name: given.pop(name) for name in known}
-            command(settings=_together(kind, chosen), **given)
+            chosen = {field: given.pop(field) for field in known}
+            command(**{name: _together(kind, chosen)}, **given)
 
-        for name in reversed(known):
-            if name == argument:
-                click.argument(name, metavar=known[name].metavar)(with_settings)
+        for field in reversed(known):
+            if field == argument:
+                click.argument(field, metavar=known[field].metavar)(with_settings)
             else:
-                _option(kind, name, known[name], defaults[name])(with_settings)
+                _option(kind, field, known[field], defaults[field])(with_settings)
         return with_settings
 
     return decorate
@@ -92,7 +96,7 @@ def _without_none(hint: Any) -> Any:
 def _type(hint: Any, known: Option) -> click.ParamType[Any]:
     """Return the type of an option's values."""
     if known.within:
-        return Number(known.within)
+        return Number(known.within, none=known.none)
     if hint == tuple[float, float]:
         return Span()
     if get_origin(hint) is tuple and not known.repeated:

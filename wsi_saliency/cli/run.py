@@ -9,7 +9,7 @@ import click
 
 from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import SOME_FAILED, echo, speak
-from wsi_saliency.settings import RunSettings
+from wsi_saliency.settings import BatchSettings, RunSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,9 +40,16 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace complete results; otherwise they are kept.")
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks.")
+@options(BatchSettings, name="batch_settings")
 @options(RunSettings)
 def run(
-    slides: tuple[str, ...], out: Path, settings: RunSettings, overwrite: bool, quiet: bool, verbose: bool
+    slides: tuple[str, ...],
+    out: Path,
+    settings: RunSettings,
+    batch_settings: BatchSettings,
+    overwrite: bool,
+    quiet: bool,
+    verbose: bool,
 ) -> None:
     """Lay a hidden-layer saliency heatmap over each SLIDE (files, folders or patterns).
 
@@ -50,12 +57,13 @@ def run(
     steady, on two real tumour classifiers: insertion − deletion 0.49, where a random map has 0.21.
     """
     speak(quiet=quiet, verbose=verbose)
-    from wsi_saliency.workflows.batch import explain_slides
+    from wsi_saliency.engines.folders import explain_jobs
     from wsi_saliency.workflows.discovery import find_slides
 
     jobs = find_slides(slides)
-    failures = []
-    for outcome in explain_slides(jobs, out, settings, overwrite=overwrite, progress=not quiet):
+    failures, done = [], 0
+    for outcome in explain_jobs(jobs, out, settings, batch_settings, overwrite=overwrite, progress=not quiet):
+        done += 1
         if outcome.failure is not None:
             failures.append(outcome.failure)
             if len(jobs) > 1:
@@ -63,7 +71,7 @@ def run(
         elif outcome.result is not None and not quiet:
             echo(_summary(outcome.job.slide, outcome.result))
     if failures:
-        _report(failures, len(jobs))
+        _report(failures, len(jobs), done)
         raise click.exceptions.Exit(SOME_FAILED)
 
 
@@ -92,10 +100,12 @@ def _named(maps: Iterable[MapSpec]) -> str:
     return ", ".join(spec.name for spec in maps)
 
 
-def _report(failures: list[str], total: int) -> None:
+def _report(failures: list[str], total: int, done: int) -> None:
     if total == 1:
         echo(f"Error: {failures[0]}", err=True)
         return
     echo(f"Error: {len(failures)} of {total} slides failed:", err=True)
     for failure in failures:
         echo(f"  {failure}", err=True)
+    if done < total:
+        echo(f"Error: ended at the first failure (--fail-fast); {total - done} not tried", err=True)

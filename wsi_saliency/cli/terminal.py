@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from contextlib import suppress
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 
 import click
 
@@ -14,7 +15,23 @@ SOME_FAILED, INTERRUPTED = 1, 130  # exit codes
 
 def echo(text: str, *, err: bool = False) -> None:
     """Print one line that cannot steer the terminal."""
-    click.echo(printable(text), err=err)
+    with _between_bars():
+        click.echo(printable(text), err=err)
+
+
+def _between_bars() -> AbstractContextManager[object]:
+    """Let lines be written above the bars that are shown, if any are."""
+    tqdm = sys.modules.get("tqdm")  # whoever shows a bar has imported it
+    return tqdm.tqdm.external_write_mode() if tqdm else nullcontext()
+
+
+class _AboveBars(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes records to stderr, above the bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record."""
+        with _between_bars():
+            super().emit(record)
 
 
 def echo_table(lines: list[tuple[str, str]]) -> None:
@@ -33,7 +50,7 @@ def interrupted(signal: KeyboardInterrupt, what: str) -> click.exceptions.Exit:
 def speak(*, quiet: bool = False, verbose: bool = False) -> None:
     """Send the program's warnings to stderr, in the words in which they were logged."""
     level = logging.ERROR if quiet else logging.DEBUG if verbose else logging.WARNING
-    handler = logging.StreamHandler()
+    handler = _AboveBars()
     handler.setFormatter(PrintableFormatter("%(levelname)s: %(message)s"))
     logger = logging.getLogger("wsi_saliency")
     logger.handlers[:] = [handler]

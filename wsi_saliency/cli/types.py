@@ -19,16 +19,19 @@ _Context = click.Context | None
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
-    """A number within bounds, with a decimal point."""
+    """A number within bounds, with a decimal point; or a word for none at all."""
 
     name = "number"
 
-    def __init__(self, within: Bounds) -> None:
+    def __init__(self, within: Bounds, none: str = "") -> None:
         self.within = within
+        self.none = none
 
     def convert(self, value: Any, param: _Param, ctx: _Context) -> Any:
         """Refuse what is out of bounds (nan always is), and a comma, which could mean 1000."""
         text = str(value).strip()
+        if self.none and text == self.none:
+            return None
         if not self.within.whole and re.fullmatch(r"[+-]?\d*,\d+", text):
             self.fail(f"{value!r} has a comma; write {text.replace(',', '.')}", param, ctx)
         try:

@@ -15,7 +15,6 @@ A safetensors file may describe its model in its metadata; all values are string
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from wsi_saliency.filetypes import read_head
 from wsi_saliency.messages import one_line
 from wsi_saliency.models.checkpoints import read_before_zip, read_zipped
 from wsi_saliency.models.description import Description
+from wsi_saliency.models.hashes import sha256_of
 from wsi_saliency.models.json_files import mapping, names, positive, three_numbers, three_positive, whole
 from wsi_saliency.models.kinds import kind_of, what_is
 from wsi_saliency.models.sources import SUFFIXES
@@ -85,7 +85,7 @@ def read_weights(path: Path) -> Weights:
         raise ModelError(f"{path} {what}; give a {', '.join(SUFFIXES)} file with --weights FILE")
     try:
         state, description = _read(path)
-        sha256 = _sha256(path)
+        sha256 = sha256_of(path)
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror or error})") from error
     return Weights(path, _without_prefixes(state), description, sha256)
@@ -106,11 +106,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
         raise ModelError(f"{path} is a PyTorch file and not a safetensors file; rename it to end in .pt")
     state, architecture = read_zipped(path) if kind == "zip" else read_before_zip(path)
     return state, Description(architecture=architecture)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], Description]:

@@ -5,6 +5,7 @@ names here; the functions behind them stand in the tables of `wsi_saliency.salie
 """
 
 from wsi_saliency.settings.commands import (
+    BatchSettings,
     EvaluationSettings,
     InspectSettings,
     RunSettings,
@@ -45,6 +46,7 @@ __all__ = [
     "SCORE_ON",
     "SUBSTRATES",
     "Attribution",
+    "BatchSettings",
     "Bounds",
     "EvaluationSettings",
     "InspectSettings",

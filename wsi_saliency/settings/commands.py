@@ -29,6 +29,7 @@ from wsi_saliency.settings.parts import (
     PrecisionSettings,
     ReadSettings,
     SampleSettings,
+    Settings,
     SlideSettings,
     SurrogateSettings,
     TargetSettings,
@@ -61,9 +62,35 @@ class RunSettings(
 ):
     """Everything that decides what a run computes and writes."""
 
+    device: str = varied(
+        DeviceSettings,
+        "device",
+        "auto",
+        help="Where the classifier runs; auto is a GPU where there is one, cuda all GPUs, "
+        "a slide on each; cuda:0,cuda:1 these two.",
+        metavar="auto|cpu|cuda[:i,…]|mps",
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_surrogate(self.surrogate, self.methods)
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
+class BatchSettings(Settings):
+    """How a run deals with its slides; results are the same whatever it is."""
+
+    heading: ClassVar[str] = "Several slides"
+    slide_timeout: float | None = option(
+        None,
+        "Stop a slide that takes longer, and go on with the next.",
+        metavar="SECONDS|none",
+        within=Bounds(0, open=True),
+        shown="none",
+        none="none",
+    )
+    fail_fast: bool = option(False, "End at the first slide that fails; otherwise the others are done.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -71,6 +71,8 @@ class Option:
         The default in words, where the value does not say it.
     flag
         The option's name without its dashes, where it is not the field's.
+    none
+        The word for None among numbers.
     repeated
         Whether the values of a list, which may have commas, are given one by one.
     """
@@ -82,6 +84,7 @@ class Option:
     everything: tuple[str, ...] | None = None
     shown: str = ""
     flag: str = ""
+    none: str = ""
     repeated: bool = False
 
     def name(self, field_name: str) -> str:

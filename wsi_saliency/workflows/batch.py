@@ -1,83 +1,82 @@
-"""Many slides: doing them one after another, and going on past bad ones."""
+"""Many slides with one classifier: loading it once, and going on past bad slides."""
 
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+import traceback
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from wsi_saliency.errors import WsiSaliencyError
-from wsi_saliency.files import check_folder
+from wsi_saliency.errors import BusyError, WsiSaliencyError
 from wsi_saliency.workflows.explain import check_job, explain_slide, load_explainer
+from wsi_saliency.workflows.jobs import Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable
     from pathlib import Path
 
     from wsi_saliency.heatmap.result import Result
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
-    from wsi_saliency.workflows.discovery import Job
+    from wsi_saliency.workflows.jobs import Job
+    from wsi_saliency.workflows.progress import Progress
 
 log = logging.getLogger(__name__)
 
-_T = TypeVar("_T")
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of a job.
+@dataclass
+class SlideWork:
+    """Explains slides, one at each call; the classifier is loaded for the first that can be opened.
 
     Parameters
     ----------
-    job
-        The slide, and where its results were to go.
-    result
-        What was written or kept; None if the slide failed.
-    failure
-        Why it failed, in one line that names the slide; None if it did not.
-    """
-
-    job: Job
-    result: Result | None = None
-    failure: str | None = None
-
-
-def explain_slides(
-    jobs: Sequence[Job], out: Path, settings: RunSettings, *, overwrite: bool = False, progress: bool = False
-) -> Iterator[Outcome]:
-    """Explain slides one after another, and yield the outcome of each when it is there.
-
-    The classifier is loaded when there is a slide that can be opened, and a place for its results.
+    out
+        The output folder.
+    settings
+        What to compute.
+    overwrite, wait, progress
+        As `explain_slide` takes them.
+    load
+        Loads the classifier.
 
     Raises
     ------
-    ModelError, SettingsError, OutputError
-        If the classifier cannot be loaded, or ``out`` cannot be a folder; then no slide can be done.
+    ModelError, SettingsError
+        When called, if the classifier cannot be loaded; then no slide can be done.
     """
-    check_folder(out)
-    explainer: Explainer | None = None
-    for job in jobs:
-        folder = out / job.name
-        if explainer is None or not job.slide.exists():
-            check = partial(check_job, job.slide, folder, settings, overwrite=overwrite)
-            _, failure = _attempt(job, check)
-            if failure is not None:
-                yield Outcome(job, failure=failure)
-                continue
-            explainer = explainer or load_explainer(settings)
-        explain = partial(explain_slide, job.slide, folder, settings, explainer=explainer)
-        yield Outcome(job, *_attempt(job, partial(explain, overwrite=overwrite, progress=progress)))
+
+    out: Path
+    settings: RunSettings
+    overwrite: bool = False
+    wait: bool = True
+    progress: bool | Progress = False
+    load: Callable[[RunSettings], Explainer] | None = None
+    _explainer: Explainer | None = field(default=None, init=False)
+
+    def __call__(self, job: Job) -> Outcome:
+        """Explain a slide."""
+        how = {"overwrite": self.overwrite, "wait": self.wait}
+        slide, folder = job.slide, self.out / job.name
+        if self._explainer is None or not slide.exists():
+            checked = _attempt(job, partial(check_job, slide, folder, self.settings, **how))
+            if checked.failure is not None:
+                return checked
+            self._explainer = self._explainer or (self.load or load_explainer)(self.settings)
+        explain = partial(explain_slide, slide, folder, self.settings, explainer=self._explainer, **how)
+        return _attempt(job, partial(explain, progress=self.progress))
 
 
-def _attempt(job: Job, work: Callable[[], _T]) -> tuple[_T | None, str | None]:
-    """Do something for a slide; return what it gives or, if it fails, why in one line."""
+def _attempt(job: Job, work: Callable[[], Result | None]) -> Outcome:
+    """Do something for a slide; if it fails, the outcome says why in one line."""
     try:
-        return work(), None
+        return Outcome(job, work())
+    except BusyError as e:
+        return Outcome(job, failure=str(e), busy=True)
     except WsiSaliencyError as e:
-        return None, str(e)
+        return Outcome(job, failure=str(e), trace=traceback.format_exc())
     except Exception as e:
         log.debug("%s", job.slide, exc_info=True)
         reason = " ".join(f"{type(e).__name__}: {e}".split())
-        return None, f"{job.slide}: unexpected {reason} (run with -v for the traceback)"
+        failure = f"{job.slide}: unexpected {reason}"
+        return Outcome(job, failure=failure, trace=traceback.format_exc(), unexpected=True)

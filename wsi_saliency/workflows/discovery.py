@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import glob
 from collections import Counter
-from dataclasses import dataclass
 from itertools import chain, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,19 +13,12 @@ from wsi_saliency.files import is_working_folder
 from wsi_saliency.heatmap.result import RUN_JSON, is_map_file
 from wsi_saliency.slides.opening import is_slide_name
 from wsi_saliency.slides.readers.dicom import series_of
+from wsi_saliency.workflows.jobs import Job
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
-
-
-@dataclass(frozen=True)
-class Job:
-    """A slide and the folder, below the output folder, where its results go."""
-
-    slide: Path
-    name: Path
 
 
 def find_slides(inputs: Iterable[str | Path]) -> list[Job]:

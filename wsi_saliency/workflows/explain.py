@@ -22,6 +22,7 @@ from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.workflows.plan import Plan, plan_slide, with_drift
+from wsi_saliency.workflows.progress import shown_by
 from wsi_saliency.workflows.record import (
     Stopwatch,
     finished,
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.slides.slide import Slide
+    from wsi_saliency.workflows.progress import Progress
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +91,8 @@ def explain_slide(
     *,
     explainer: Explainer | None = None,
     overwrite: bool = False,
-    progress: bool = False,
+    wait: bool = True,
+    progress: bool | Progress = False,
 ) -> Result:
     """Turn a slide into hidden-layer saliency heatmaps that lie on it to the pixel.
 
@@ -102,15 +105,18 @@ def explain_slide(
         A whole-slide image.
     folder
         Where the results go. They are written under a hidden name beside it; the folder appears when all of
-        them are there. While another run works on it, this one waits.
+        them are there.
     settings
         What to compute; the defaults of `RunSettings` if left out.
     explainer
         A classifier loaded by `load_explainer` with the same settings, to use for several slides.
     overwrite
         Replace a complete result; otherwise it is kept.
+    wait
+        Wait while another run works on the folder; otherwise `BusyError` says so.
     progress
-        Show a bar with patches, patches per second and the time left, where there is a terminal.
+        Show a bar with patches, patches per second and the time left, where there is a terminal; or whatever
+        shows it elsewhere.
 
     Raises
     ------
@@ -121,7 +127,7 @@ def explain_slide(
     kept = None if overwrite else _kept(path, folder, settings, explainer)
     if kept and (kept.differences or not kept.lacks_exports(settings)):
         return kept
-    with locked(folder):
+    with locked(folder, wait=wait):
         if not overwrite and (kept := _kept(path, folder, settings, explainer)):
             if kept.differences or not kept.lacks_exports(settings):
                 return kept  # of the run that had the lock before
@@ -135,18 +141,21 @@ def explain_slide(
                 return replace(before, kept=True, differences=unlike)
             if before:  # a map that is added has the channels of the others, in their order
                 explainer = replace(explainer, targets=before.target_indices)
-            return _explain(opened, folder, explainer, settings, before, progress=progress)
+            return _explain(opened, folder, explainer, settings, before, shown_by(progress))
 
 
-def check_job(slide: Path, folder: Path, settings: RunSettings, *, overwrite: bool = False) -> None:
+def check_job(
+    slide: Path, folder: Path, settings: RunSettings, *, overwrite: bool = False, wait: bool = True
+) -> None:
     """Find out what would stop a run, as far as that is quickly done, before the classifier is loaded.
 
     Raises
     ------
     SlideError, OutputError
-        If the slide cannot be opened, or nothing can be written to the folder.
+        If the slide cannot be opened, or nothing can be written to the folder; `BusyError` if another run
+        works on it and ``wait`` is False.
     """
-    with locked(folder):
+    with locked(folder, wait=wait):
         if slide.exists() and not overwrite and _kept(slide, folder, settings, None):
             return
         open_slide(slide, settings.mpp).close()
@@ -185,8 +194,7 @@ def _explain(
     explainer: Explainer,
     settings: RunSettings,
     before: Result | None,
-    *,
-    progress: bool,
+    progress: Progress,
 ) -> Result:
     """Make the maps that are not there yet, and put the result in its place."""
     clock = Stopwatch()
@@ -202,7 +210,7 @@ def _explain(
     if not plan.tiles:
         log.warning("%s: no tissue found; the map is complete and empty", slide.path.name)
     with growing(folder, _may_replace) as work:
-        record = _write_results(plan, settings, work, clock, before, progress=progress)
+        record = _write_results(plan, settings, work, clock, before, progress)
         with clock.station("exports"):
             made = export(Result.growing(work, record, folder))
         write_record(work, finished(record, clock, made))
@@ -222,8 +230,7 @@ def _write_results(
     work: Path,
     clock: Stopwatch,
     before: Result | None,
-    *,
-    progress: bool,
+    progress: Progress,
 ) -> dict[str, Any]:
     """Explain a slide; write maps and pictures to the folder ``work``, and return the record."""
     if before:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from wsi_saliency.heatmap.ome_zarr import HeatmapWriter
 from wsi_saliency.heatmap.overview import Predictions
@@ -21,9 +20,9 @@ from wsi_saliency.heatmap.result import (
     tile_table,
 )
 from wsi_saliency.heatmap.stitching import Stitcher
-from wsi_saliency.messages import printable
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.slides.blocks import PatchReader
+from wsi_saliency.workflows.progress import silence
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from wsi_saliency.saliency.engine import Explanation
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.plan import Plan
+    from wsi_saliency.workflows.progress import Progress
     from wsi_saliency.workflows.record import Stopwatch
 
     WriteRows = Callable[[int, NDArray[np.float32]], None]
@@ -114,7 +114,7 @@ def explain_tiles(
     clock: Stopwatch,
     *,
     before: Result | None = None,
-    progress: bool = False,
+    progress: Progress = silence,
 ) -> tuple[dict[MapSpec, Heatmap], list[Predictions]]:
     """Stream the patches through the classifier, their maps to the stores, their figures to the table.
 
@@ -129,7 +129,7 @@ def explain_tiles(
     before
         The result that the maps are added to: its maps keep their columns of the table.
     progress
-        Show a bar where there is a terminal.
+        Shows how many patches are done.
 
     Returns
     -------
@@ -142,12 +142,7 @@ def explain_tiles(
     rows = _Rows(plan, before)
     with (
         tile_table(work / TILES, rows.columns) as write_row,
-        tqdm(
-            total=len(plan.tiles),
-            desc=printable(plan.slide.path.name),
-            unit="patch",
-            disable=None if progress else True,
-        ) as bar,
+        progress(plan.slide.path.name, len(plan.tiles)) as advance,
     ):
         for tiles, patches in clock.iterate("read", reader.batches(plan.explainer.batch)):
             with clock.station("explain"):
@@ -157,7 +152,7 @@ def explain_tiles(
                     sink.add(tiles, explanation.maps[spec])
                 for row in rows.of(tiles, explanation):
                     write_row(row)
-            bar.update(len(tiles))
+            advance(len(tiles))
     with clock.station("zarr"):
         return {spec: sink.finish() for spec, sink in sinks.items()}, rows.predictions
 

@@ -1,0 +1,232 @@
+"""Runs over many slides: what is kept, what waits for others, and what is said of failures."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.commands import PICTURE
+from tests.helpers.paths import ROOT
+from tests.helpers.runs import SETTINGS, explained
+from tests.helpers.slides import write_svs
+from wsi_saliency.engines import folders
+from wsi_saliency.engines.folders import FolderRun
+from wsi_saliency.errors import OutputError
+from wsi_saliency.files import locked
+from wsi_saliency.heatmap.result import Result
+from wsi_saliency.settings import RunSettings
+from wsi_saliency.workflows.jobs import Job, Outcome
+
+
+@dataclass
+class Staged:
+    """An engine that gives the outcomes that it is told, and notes what it is given."""
+
+    outcomes: dict[str, list] = field(default_factory=dict)
+    given: list[list[str]] = field(default_factory=list)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.given.append(["closed"])
+
+    def run(self, jobs, settings):
+        self.given.append([job.slide.stem for job in jobs])
+        for job in jobs:
+            told = self.outcomes.get(job.slide.stem, [])
+            yield Outcome(job, **(told.pop(0) if told else {"result": "done"}))
+
+
+BUSY = {"failure": "process 7 is working on it", "busy": True}
+
+
+def jobs_in(folder, names):
+    return [Job(folder / f"{name}.svs", Path("sub", name)) for name in names]
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run slides with a staged engine; returns outcomes and the engine."""
+    monkeypatch.setattr(folders, "_LOOK_AGAIN", 0.05)
+
+    def run(names, settings=SETTINGS, outcomes=None, **how):
+        engine = Staged(outcomes or {})
+        folder_run = FolderRun(tmp_path / "out", settings, engine, **how)
+        return list(folder_run.outcomes(jobs_in(tmp_path, names))), engine
+
+    return run
+
+
+@pytest.fixture
+def complete(tmp_path):
+    """Explain a slide."""
+
+    def explain(name):
+        slide = write_svs(tmp_path / f"{name}.svs", [PICTURE])
+        return explained(slide, tmp_path / "out" / "sub" / name)
+
+    return explain
+
+
+def test_complete_results_are_kept_and_come_first_and_the_others_go_to_the_engine(run, complete):
+    complete("b")
+    outcomes, engine = run("abc")
+    assert [outcome.job.slide.stem for outcome in outcomes] == ["b", "a", "c"]
+    assert engine.given == [["a", "c"], ["closed"]]
+    assert outcomes[0].result.kept
+    assert run("b")[1].given == []
+
+
+def test_a_result_of_other_settings_is_kept_and_says_so(run, complete):
+    complete("b")
+    (outcome,), _ = run("b", RunSettings(**SETTINGS.to_json() | {"overlap": 0.25, "range": (0.0, 1.0)}))
+    assert outcome.result.differences == ("overlap 0.5 (now 0.25)", "range default (now 0.0,1.0)")
+
+
+def test_what_lacks_a_map_or_is_to_be_replaced_goes_to_the_engine(run, complete, tmp_path):
+    complete("b")
+    assert run("b", RunSettings(**SETTINGS.to_json() | {"layers": ["8", "16"]}))[1].given[0] == ["b"]
+    assert run("b", overwrite=True)[1].given[0] == ["b"]
+    (tmp_path / "b.svs").unlink()
+    assert run("b")[1].given[0] == ["b"]
+
+
+def test_the_weights_of_a_file_are_compared_by_their_hash(run, complete, tmp_path):
+    complete("b")  # whose record has a hash of zeros
+    record = tmp_path / "out" / "sub" / "b" / "run.json"
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(b"other")
+    facts = json.loads(record.read_text())
+    facts["settings"]["model"] = str(weights)
+    record.write_text(json.dumps(facts))
+    (outcome,), _ = run("b", RunSettings(**SETTINGS.to_json() | {"model": str(weights)}))
+    assert outcome.result.differences == ("other weights",)
+
+
+def test_what_another_run_works_on_is_looked_at_again_at_the_end(run, complete, tmp_path):
+    outcomes, engine = run("abc", outcomes={"a": [BUSY, BUSY]})
+    assert [outcome.job.slide.stem for outcome in outcomes] == ["b", "c", "a"]
+    assert engine.given == [["a", "b", "c"], ["a"], ["a"], ["closed"]]
+
+
+def test_what_another_run_has_made_meanwhile_is_kept(run, complete, tmp_path, caplog):
+    slide = write_svs(tmp_path / "a.svs", [PICTURE])
+    made = explained(slide, tmp_path / "elsewhere")
+    held, target = threading.Event(), tmp_path / "out" / "sub" / "a"
+
+    def other_run():
+        with locked(target):
+            held.set()
+            threading.Event().wait(0.5)
+            made.folder.rename(target)
+
+    other = threading.Thread(target=other_run)
+    other.start()
+    held.wait()
+    outcomes, engine = run("ab", outcomes={"a": [BUSY]})
+    other.join()
+    assert [outcome.job.slide.stem for outcome in outcomes] == ["b", "a"]
+    assert outcomes[1].result.kept
+    assert engine.given == [["a", "b"], ["closed"]]
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert line.startswith("other runs work on 1 slide; waiting for their end (process 7")
+
+
+def test_a_failure_has_a_log_beside_its_place_until_the_slide_is_done(run, tmp_path):
+    failure = {"failure": "a.svs: unexpected E: x", "trace": "Traceback: E", "unexpected": True}
+    log = tmp_path / "out" / "sub" / "a.error.log"
+    outcomes, _ = run("ab", outcomes={"a": [failure]})
+    assert outcomes[0].failure == f"a.svs: unexpected E: x (the traceback is in {log})"
+    assert log.read_text().splitlines()[1:] == ["a.svs: unexpected E: x", "", "Traceback: E"]
+    assert [path.name for path in log.parent.iterdir()] == [log.name]
+    run("ab")
+    assert not log.exists()
+    outcomes, _ = run("a", outcomes={"a": [failure]}, logs=False)
+    assert outcomes[0].failure == "a.svs: unexpected E: x (run with -v for the traceback)"
+    assert not log.exists()
+
+
+def test_a_log_that_cannot_be_written_hides_no_failure(run, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "sub").touch()
+    outcomes, _ = run("a", outcomes={"a": [{"failure": "a.svs: bad"}]})
+    assert outcomes[0].failure == "a.svs: bad"
+
+
+def test_fail_fast_ends_at_the_first_failure(run):
+    outcomes, engine = run("abc", outcomes={"b": [{"failure": "b.svs: bad"}]}, fail_fast=True)
+    assert [outcome.failure for outcome in outcomes] == [None, "b.svs: bad"]
+    assert engine.given[-1] == ["closed"]
+
+
+def test_a_file_in_place_of_the_output_folder_is_told_before_anything_is_run(run, tmp_path):
+    (tmp_path / "out").touch()
+    with pytest.raises(OutputError, match=r"out: cannot be written \(it is a file, not a folder\)"):
+        run("a")
+
+
+# --------------------------------------------------------------------------------- with worker processes
+
+
+def program(folder, *arguments, code=""):
+    """Run the command line in a process of its own, which says whether it has imported torch."""
+    code = f"""
+import sys
+from wsi_saliency.cli import cli
+{code}
+if __name__ == "__main__":
+    try:
+        cli(sys.argv[1:])
+    finally:
+        print("torch" in sys.modules)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, "--model", "demo", "--device", "cpu", "--overlap", "0"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+def test_several_slides_in_worker_processes_and_again(tmp_path):
+    for name in "acd":
+        write_svs(tmp_path / f"{name}.svs", [PICTURE])
+    (tmp_path / "b.svs").touch()
+    code, out, err = program(tmp_path, "run", ".", "-o", "out")
+    assert code == 1
+    assert out.pop() == "False"
+    assert [line.split(":")[0] for line in out] == ["a.svs", "c.svs", "d.svs"]
+    assert [line for line in err if "no medical meaning" in line] == [err[0]]
+    assert err[1:] == [
+        "failed: b.svs: the file is empty",
+        "Error: 1 of 4 slides failed:",
+        "  b.svs: the file is empty",
+    ]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b.error.log", "c", "d"]
+    assert "Traceback" in (tmp_path / "out" / "b.error.log").read_text()
+    assert Result.read(tmp_path / "out" / "c").record["model"]["device"] == "cpu"
+
+    write_svs(tmp_path / "b.svs", [PICTURE])
+    code, out, err = program(tmp_path, "run", "a.svs", "c.svs", "-o", "out")
+    assert (code, err, out.pop()) == (0, [], "False")
+    assert all("complete result kept" in line for line in out)
+    assert len(out) == 2
+
+
+def test_a_single_slide_with_a_timeout_has_a_process_too(tmp_path):
+    write_svs(tmp_path / "a.svs", [PICTURE])
+    code, out, err = program(tmp_path, "run", "a.svs", "--slide-timeout", "0.01")
+    assert (code, out) == (1, ["False"])
+    assert err[-1] == "Error: a.svs: stopped after 0.01 s (--slide-timeout)"
+    assert [path.name for path in tmp_path.iterdir()] == ["a.svs"]

@@ -1,0 +1,192 @@
+"""Slides in worker processes: whatever one of them does, the others are done, and nothing is left behind."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.paths import ROOT
+from tests.helpers.workers import dying, jobs_for, notes, staged, unable
+from wsi_saliency.engines.local import LocalEngine
+from wsi_saliency.errors import ModelError
+from wsi_saliency.settings import RunSettings
+
+SETTINGS = RunSettings(device="cpu")
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """Run slides of these names; returns what is said of each."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def run(*names, settings=SETTINGS, work=staged, **how):
+        with LocalEngine(tmp_path / "new" / "out", make_work=work, **how) as engine:
+            (tmp_path / "new").mkdir(exist_ok=True)
+            outcomes = list(engine.run(jobs_for(*names), settings))
+        assert [path.name for path in (tmp_path / "new").iterdir()] == ["notes"]
+        return [outcome.failure for outcome in outcomes]
+
+    return run
+
+
+def workers_of(folder):
+    """The process of each slide."""
+    return {line.split()[0]: line.split()[2] for line in notes(folder) if not line.startswith("started")}
+
+
+def gone(process, seconds=8.0):
+    """Whether a process ends soon."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        try:
+            os.kill(process, 0)
+            state = Path(f"/proc/{process}/stat")
+            if state.exists() and ") Z" in state.read_text():  # nobody has asked for its exit code
+                return True
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("segfault", "the process died (signal 11, SIGSEGV)"),
+        ("killed", "the process died (signal 9, SIGKILL; often the memory was used up)"),
+        ("exits", "the process died (exit code 7)"),
+        ("terminated", "the process died (signal 15, SIGTERM)"),
+    ],
+)
+def test_a_worker_that_dies_costs_its_slide_only(ran, tmp_path, name, reason):
+    assert ran("a", name, "b") == ["a.svs: done", f"{name}.svs: {reason}", "b.svs: done"]
+    assert notes(tmp_path / "new").count("started cpu") == 2
+    workers = workers_of(tmp_path / "new")
+    assert workers["a"] == workers[name] != workers["b"]
+
+
+def test_a_worker_starts_once_for_all_slides_and_its_warnings_are_shown_here(ran, tmp_path, caplog):
+    assert ran("a", "b", "broken", "c") == [
+        *("a.svs: done", "b.svs: done", "broken.svs: failed", "c.svs: done")
+    ]
+    assert notes(tmp_path / "new").count("started cpu") == 1
+    assert len(set(workers_of(tmp_path / "new").values()) - {str(os.getpid())}) == 1
+    assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
+        *("of the classifier", "a.svs: of the slide", "b.svs: of the slide"),
+        *("broken.svs: of the slide", "c.svs: of the slide"),
+    ]
+
+
+def test_what_the_classifier_notes_is_said_once_whatever_dies(ran, caplog):
+    ran("exits", "a")
+    assert [r.getMessage() for r in caplog.records].count("of the classifier") == 1
+
+
+@pytest.mark.parametrize("name", ["hangs", "deaf"])
+def test_a_slide_that_takes_too_long_is_stopped(ran, name):
+    start = time.monotonic()
+    said = ran("a", name, "b", timeout=1.0)
+    assert said == ["a.svs: done", f"{name}.svs: stopped after 1 s (--slide-timeout)", "b.svs: done"]
+    assert time.monotonic() - start < 30
+
+
+def test_each_of_several_devices_has_a_worker_and_slides_go_in_turn(ran, tmp_path):
+    said = ran(*"abcd", settings=RunSettings(device="cuda:1, cuda:3"))
+    assert sorted(said) == [f"{name}.svs: done" for name in "abcd"]
+    started = [line for line in notes(tmp_path / "new") if line.startswith("started")]
+    assert sorted(started) == ["started cuda:1", "started cuda:3"]
+
+
+def test_cuda_is_all_gpus_that_the_first_worker_finds(ran, tmp_path):
+    said = ran("a", "hangs", "b", "deaf", settings=RunSettings(device="cuda"), timeout=3)
+    assert sorted(said)[:2] == ["a.svs: done", "b.svs: done"]
+    assert {"started cuda", "started cuda:1"} <= set(notes(tmp_path / "new"))
+
+
+def test_without_a_classifier_no_slide_is_tried(ran):
+    with pytest.raises(ModelError, match="no such classifier"):
+        ran("a", "b", work=unable)
+    with pytest.raises(ModelError, match=r"died \(exit code 3\) while the classifier was loaded"):
+        ran("a", "b", work=dying)
+
+
+PROGRAM = """
+import sys
+from pathlib import Path
+from tests.helpers.workers import jobs_for, staged
+from wsi_saliency.engines.local import LocalEngine
+from wsi_saliency.interruption import interruptible
+from wsi_saliency.settings import RunSettings
+try:
+    with interruptible(), LocalEngine(Path(sys.argv[1], "out"), make_work=staged) as engine:
+        for outcome in engine.run(jobs_for("a", sys.argv[2]), RunSettings(device="cpu")):
+            print(outcome.failure, flush=True)
+except KeyboardInterrupt as e:
+    sys.exit(e.exit_code)
+"""
+
+
+@pytest.fixture
+def hanging(tmp_path):
+    """Start a program whose second slide hangs; returns it and its worker."""
+    programs = []
+
+    def start(name):
+        (tmp_path / "in").mkdir()
+        program = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, tmp_path / "in", name],
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        programs.append(program)
+        while not list((tmp_path / "in").glob(f"out/.{name}.*.growing")):
+            assert program.poll() is None
+            time.sleep(0.02)
+        return program, int(workers_of(tmp_path / "in")[name])
+
+    yield start
+    for program in programs:
+        program.kill()
+        program.communicate()
+
+
+@pytest.mark.parametrize(("sent", "code"), [("SIGINT", 130), ("SIGTERM", 143)])
+@pytest.mark.parametrize("to", ["program", "all"])
+def test_a_signal_ends_the_workers_and_leaves_nothing(hanging, tmp_path, sent, code, to):
+    program, worker = hanging("hangs")
+    start = time.monotonic()
+    (os.killpg if to == "all" else os.kill)(program.pid, getattr(signal, sent))
+    assert program.wait(10) == code
+    assert time.monotonic() - start < 5
+    assert gone(worker, 0.5)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["notes"]
+
+
+def test_a_worker_that_hears_no_signal_is_killed_within_five_seconds_and_at_once_by_a_second(
+    hanging, tmp_path
+):
+    program, worker = hanging("deaf")
+    start = time.monotonic()
+    program.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    program.send_signal(signal.SIGINT)
+    assert program.wait(10) == 130
+    assert time.monotonic() - start < 2.5
+    assert gone(worker, 0.5)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["notes"]
+
+
+@pytest.mark.parametrize("name", ["hangs", "deaf"])
+def test_workers_end_when_their_parent_is_killed(hanging, name):
+    program, worker = hanging(name)
+    program.kill()
+    assert gone(worker)

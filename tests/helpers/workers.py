@@ -1,0 +1,97 @@
+"""Work for worker processes that goes wrong as a slide's name says; and what a process tells of itself.
+
+The functions are found by their name in the worker, which imports everything anew.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import logging
+import os
+import signal
+import time
+import traceback
+from pathlib import Path
+
+from wsi_saliency.engines.messages import Advanced, Begun, Loaded, Loading
+from wsi_saliency.errors import ModelError
+from wsi_saliency.files import growing, locked
+from wsi_saliency.workflows.jobs import Job, Outcome
+
+log = logging.getLogger("wsi_saliency.tests")
+
+
+def jobs_for(*names):
+    return [Job(Path(f"{name}.svs"), Path(name)) for name in names]
+
+
+def note(order, text):
+    """Add a line to what all workers of a test have noted."""
+    with (order.out.parent / "notes").open("a") as file:
+        file.write(f"{text}\n")
+
+
+def notes(folder):
+    return (folder / "notes").read_text().splitlines()
+
+
+def staged(order, send):
+    """Return work that is what the slide's name says."""
+    note(order, f"started {order.settings.device}")
+    log.warning("of the classifier")
+    send(Loading())
+    send(Loaded(2))
+
+    def work(job):
+        send(Begun(job.slide.name, 2))
+        send(Advanced(2))
+        note(order, f"{job.slide.stem} {order.settings.device} {os.getpid()}")
+        log.warning("%s: of the slide", job.slide)
+        try:
+            _DEEDS.get(job.slide.stem, lambda target: None)(order.out / job.name)
+        except ValueError:
+            return Outcome(job, failure=f"{job.slide}: failed", trace=traceback.format_exc())
+        return Outcome(job, failure=f"{job.slide}: done")
+
+    return work
+
+
+def unable(order, send):
+    """Have no classifier."""
+    raise ModelError("no such classifier")
+
+
+def dying(order, send):
+    """Die while the classifier is loaded."""
+    send(Loading())
+    os._exit(3)
+
+
+def _hang(target):
+    with locked(target), growing(target):
+        time.sleep(60)
+
+
+def _hang_deaf(target):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    _hang(target)
+
+
+def _killed(target):
+    with locked(target), growing(target):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _broken(target):
+    raise ValueError(f"what is wrong in {Path(target).name}")
+
+
+_DEEDS = {
+    "segfault": lambda target: ctypes.string_at(0),
+    "killed": _killed,
+    "exits": lambda target: os._exit(7),
+    "terminated": lambda target: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(10),
+    "hangs": _hang,
+    "deaf": _hang_deaf,
+    "broken": _broken,
+}

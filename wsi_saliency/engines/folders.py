@@ -1,0 +1,229 @@
+"""A run over many slides: what is there already is kept, what others work on comes last, failures are logged.
+
+Nothing here imports torch: where all results are there, a run over them is done in milliseconds each.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from wsi_saliency.engines.bars import NoBars, TerminalBars
+from wsi_saliency.engines.direct import DirectEngine
+from wsi_saliency.engines.local import LocalEngine
+from wsi_saliency.errors import BusyError, OutputError
+from wsi_saliency.files import check_folder, folders_above, locked, replacing
+from wsi_saliency.heatmap.result import Result, differences
+from wsi_saliency.models.hashes import weights_hash
+from wsi_saliency.settings import BatchSettings
+from wsi_saliency.workflows.jobs import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Sequence
+    from pathlib import Path
+
+    from wsi_saliency.engines.protocol import Engine
+    from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.jobs import Job
+
+log = logging.getLogger(__name__)
+
+ISOLATED_FROM = 2  # slides, from which on each run in a process of its own
+_LOOK_AGAIN = 1.0  # seconds
+
+
+class FolderRun:
+    """Explains the slides of a run, with an engine for those that are not there yet.
+
+    Parameters
+    ----------
+    out, settings
+        Where results go, and what is computed.
+    engine
+        What runs slides.
+    overwrite
+        Replace complete results; otherwise they are kept.
+    fail_fast
+        End at the first failure.
+    logs
+        Write the traceback of each failure to a file beside the place of the result.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        settings: RunSettings,
+        engine: Engine,
+        *,
+        overwrite: bool = False,
+        fail_fast: bool = False,
+        logs: bool = True,
+    ) -> None:
+        self._out, self._settings, self._engine = out, settings, engine
+        self._overwrite, self._fail_fast, self._logs = overwrite, fail_fast, logs
+
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        """Yield what becomes of each slide: first what is kept, then the others as they are done.
+
+        Raises
+        ------
+        ModelError, SettingsError, OutputError
+            If the classifier cannot be had, or there cannot be an output folder; then no slide can be done.
+        """
+        check_folder(self._out)
+        for outcome in self._all(jobs):
+            yield self._logged(outcome)
+            if outcome.failure is not None and self._fail_fast:
+                return
+
+    def _all(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
+        left = []
+        for job in jobs:
+            if kept := self._kept(job):
+                yield kept
+            else:
+                left.append(job)
+        if not left:
+            return
+        with self._engine as engine:
+            held: list[Job] = []
+            while left or held:
+                busy = []
+                for outcome in engine.run(left, self._settings):
+                    if outcome.busy:
+                        busy.append(outcome)
+                    else:
+                        yield outcome
+                if busy:
+                    _say_busy(busy)
+                left, held = yield from self._when_free([*held, *(outcome.job for outcome in busy)])
+
+    def _kept(self, job: Job) -> Outcome | None:
+        """Return the outcome of a slide whose complete result stays as it is."""
+        if self._overwrite or (result := Result.read(self._out / job.name)) is None:
+            return None
+        unlike = differences(result, job.slide, self._settings, self._hashes)
+        if not job.slide.exists() or not (unlike or self._has_all(result)):
+            return None
+        return Outcome(job, replace(result, kept=True, differences=unlike))
+
+    def _has_all(self, result: Result) -> bool:
+        return result.has(self._settings) and not result.lacks_exports(self._settings)
+
+    @cached_property
+    def _hashes(self) -> dict[str, str | None] | None:
+        """Hash of the weights, if they are a file that is there; else results are compared by settings."""
+        known = weights_hash(self._settings.model, self._settings.weights)
+        return None if known is None else {"sha256": known}
+
+    def _when_free(self, jobs: list[Job]) -> Generator[Outcome, None, tuple[list[Job], list[Job]]]:
+        """Wait for other runs, and yield what they have made.
+
+        Returns the slides that they have left over, and those that they still hold.
+        """
+        while True:
+            held = [job for job in jobs if _is_locked(self._out / job.name)]
+            if len(held) < len(jobs) or not jobs:
+                break
+            time.sleep(_LOOK_AGAIN)
+        left = []
+        for job in jobs:
+            if job not in held and (kept := self._kept(job)):
+                yield kept
+            elif job not in held:
+                left.append(job)
+        return left, held
+
+    def _logged(self, outcome: Outcome) -> Outcome:
+        """Write the traceback of a failure beside the place of the result; remove that of an earlier one."""
+        log_file = self._out / outcome.job.name.with_name(f"{outcome.job.name.name}.error.log")
+        if outcome.failure is None:
+            with suppress(OSError):
+                log_file.unlink(missing_ok=True)
+            return outcome
+        if not self._logs:
+            return _with_hint(outcome, "run with -v for the traceback")
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        text = f"{now}\n{outcome.failure}\n\n{outcome.trace or ''}"
+        try:
+            with folders_above(log_file), replacing(log_file) as file:
+                file.write_text(text, encoding="utf-8", errors="replace")
+        except (OSError, OutputError) as error:
+            log.debug("%s: %s", log_file, error)
+            return outcome
+        return _with_hint(outcome, f"the traceback is in {log_file}")
+
+
+def explain_jobs(
+    jobs: Sequence[Job],
+    out: Path,
+    settings: RunSettings,
+    batch: BatchSettings | None = None,
+    *,
+    overwrite: bool = False,
+    progress: bool = False,
+) -> Iterator[Outcome]:
+    """Explain slides, and yield the outcome of each when it is there.
+
+    A single slide is explained in this process. Several are explained in worker processes, one for each
+    device. Slides whose complete results are kept come first, then the others: with one device in their
+    order, with several as they are done; last those that other runs were working on.
+
+    Parameters
+    ----------
+    jobs, out, settings, batch
+        The slides, where results go, what is computed, and how the run deals with slides.
+    overwrite
+        Replace complete results; otherwise they are kept.
+    progress
+        Show bars with patches, slides and the time left, where there is a terminal.
+
+    Raises
+    ------
+    ModelError, SettingsError, OutputError
+        If the classifier cannot be had, or there cannot be an output folder; then no slide can be done.
+    """
+    batch = batch or BatchSettings()
+    how = {"overwrite": overwrite, "fail_fast": batch.fail_fast}
+    if len(jobs) < ISOLATED_FROM and batch.slide_timeout is None:
+        settings = replace(settings, device=settings.device.split(",")[0])
+        direct = DirectEngine(out, overwrite, wait=len(jobs) == 1, progress=progress)
+        yield from FolderRun(out, settings, direct, logs=len(jobs) > 1, **how).outcomes(jobs)
+        return
+    bars = TerminalBars(len(jobs)) if progress else NoBars()
+    engine = LocalEngine(out, overwrite, batch.slide_timeout, bars)
+    try:
+        for outcome in FolderRun(out, settings, engine, logs=len(jobs) > 1, **how).outcomes(jobs):
+            bars.slide_done()
+            yield outcome
+    finally:
+        bars.close()
+
+
+def _with_hint(outcome: Outcome, where: str) -> Outcome:
+    """Say where the traceback is, if it is what explains the failure."""
+    return replace(outcome, failure=f"{outcome.failure} ({where})") if outcome.unexpected else outcome
+
+
+def _is_locked(folder: Path) -> bool:
+    try:
+        with locked(folder, wait=False):
+            return False
+    except BusyError:
+        return True
+    except OutputError:  # whoever runs the slide says so
+        return False
+
+
+def _say_busy(busy: Sequence[Outcome]) -> None:
+    log.warning(
+        "other runs work on %d slide%s; waiting for their end (%s)",
+        len(busy),
+        "s" if len(busy) > 1 else "",
+        busy[0].failure,
+    )

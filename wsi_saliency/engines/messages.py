@@ -1,0 +1,80 @@
+"""What a worker process and its parent say to each other over their pipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import logging
+    from pathlib import Path
+
+    from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.jobs import Outcome
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a worker process is to do with each slide that it is given: all that `SlideWork` needs."""
+
+    out: Path
+    settings: RunSettings
+    overwrite: bool
+    log_level: int
+
+
+@dataclass(frozen=True)
+class Started:
+    """The process is there, and begins with its slide."""
+
+
+@dataclass(frozen=True)
+class Loading:
+    """The classifier is being loaded."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """The classifier is there; so many devices of the kind asked for are."""
+
+    devices: int
+
+
+@dataclass(frozen=True)
+class Begun:
+    """The patches of a slide are counted."""
+
+    name: str
+    patches: int
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """So many more patches are done."""
+
+    patches: int
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A log record."""
+
+    record: logging.LogRecord
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of the slide."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Unable:
+    """Why no slide can be done."""
+
+    error: Exception
+
+
+Message = Started | Loading | Loaded | Begun | Advanced | Logged | Done | Unable
+"""From a worker process to its parent; the other way go jobs."""

@@ -1,0 +1,130 @@
+"""A worker process as its parent sees it: started when there is a slide for it, and ended."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import signal
+import time
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
+from typing import TYPE_CHECKING
+
+from wsi_saliency.engines.worker import LOGGERS, serve
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
+
+    from wsi_saliency.engines.messages import Message, Order
+    from wsi_saliency.engines.worker import MakeWork
+    from wsi_saliency.workflows.jobs import Job
+
+_SHELL_SIGNAL = 128  # and the number of a signal: what a process that a signal has ended reports
+_ENDING = 10.0  # seconds that a process whose pipe has ended may take to be gone
+
+
+@dataclass
+class Worker:
+    """A worker process.
+
+    Parameters
+    ----------
+    process
+        The process.
+    pipe
+        This end of the pipe to it.
+    can_work
+        Whether it has come so far that what happens to it concerns its slide only: not while it starts, nor
+        while it loads the classifier.
+    since
+        When it began with its slide; None while it starts or loads the classifier.
+    """
+
+    process: SpawnProcess
+    pipe: Connection
+    can_work: bool = False
+    since: float | None = field(default=None)
+
+    @classmethod
+    def start(cls, order: Order, make_work: MakeWork) -> Worker:
+        """Start a process, which imports everything anew: a fork would take locks and devices along."""
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        process = context.Process(target=serve, args=(theirs, order, make_work), daemon=True)
+        with _signals_later():
+            process.start()
+        theirs.close()
+        return cls(process, ours)
+
+    def give(self, job: Job) -> None:
+        """Let it do a slide."""
+        with suppress(OSError):  # it has died; reading the pipe says so
+            self.pipe.send(job)
+        if self.can_work:
+            self.began()
+
+    def began(self) -> None:
+        """Note that it is at its slide from now on."""
+        self.can_work, self.since = True, time.monotonic()
+
+    def loads(self) -> None:
+        """Note that it loads the classifier."""
+        self.can_work, self.since = False, None
+
+    def hear(self) -> Message | None:
+        """Return the next message; None if the process is no more."""
+        try:
+            message: Message = self.pipe.recv()
+        except (EOFError, OSError):
+            return None
+        return message
+
+    def end(self) -> None:
+        """Ask it to end: it leaves nothing unfinished."""
+        self.pipe.close()
+
+    def kill(self) -> None:
+        """End it at once; what it leaves behind has to be cleared away."""
+        self.process.kill()
+        self.process.join()
+        self.pipe.close()
+
+    def death(self) -> str:
+        """Say how it ended, after its pipe has."""
+        self.process.join(_ENDING)
+        code = self.process.exitcode
+        self.kill()
+        return f"the process died ({_cause(code)})"
+
+
+def _cause(code: int | None) -> str:
+    if code is None:
+        return "it closed its pipe"
+    number = -code if code < 0 else code - _SHELL_SIGNAL
+    if number <= 0 or number not in {known.value for known in signal.Signals}:
+        return f"exit code {code}"
+    name = signal.Signals(number).name
+    return f"signal {number}, {name}{'; often the memory was used up' if name == 'SIGKILL' else ''}"
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Let signals wait until the block is left; the process that starts in it waits until it hears them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    resource_tracker.ensure_running()  # it would be started in between, and unblock them
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def log_level() -> int:
+    """Return from which level on this program's records are shown."""
+    return logging.getLogger(LOGGERS[0]).getEffectiveLevel()

@@ -1,0 +1,39 @@
+"""How far a slide is, for those who wait: a bar in the terminal, or whatever else shows it; free of torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from typing import TYPE_CHECKING
+
+from tqdm import tqdm
+
+from wsi_saliency.messages import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Advance = Callable[[int], object]
+"""Told how many more patches are done."""
+Progress = Callable[[str, int], AbstractContextManager[Advance]]
+"""Begins to show a slide, by its name and the number of its patches."""
+
+
+@contextmanager
+def bar(name: str, patches: int) -> Iterator[Advance]:
+    """Show patches, patches per second and the time left, where there is a terminal."""
+    with tqdm(total=patches, desc=printable(name), unit="patch", disable=None) as shown:
+        yield shown.update
+
+
+@contextmanager
+def silence(name: str, patches: int) -> Iterator[Advance]:
+    """Show nothing."""
+    yield lambda done: None
+
+
+def shown_by(progress: bool | Progress) -> Progress:
+    """Return how progress is shown: True is a bar, False nothing."""
+    if isinstance(progress, bool):
+        return bar if progress else silence
+    return progress
