@@ -28,6 +28,9 @@ def test_a_model_s_facts():
     assert facts["output"] == "one logit, sigmoid"
     assert facts["target"] == "tumour (default)"
     assert facts["sha256"] == demo.sha256
+    with torch.no_grad():
+        glass = demo.module(torch.ones(1, 3, 224, 224)).sigmoid()  # (255 / 255 − 0.5) / 0.5
+    assert facts["glass"] == f"a white patch scores tumour {glass.item():.3f}"
     assert "no medical meaning" in facts["note"]
     convolutions = [m for m in demo.module.modules() if isinstance(m, nn.Conv2d)]
     strided = [m for m in convolutions if max(m.stride) > 1]
@@ -58,6 +61,7 @@ def test_what_a_model_does_not_say_is_told(tmp_path):
     assert facts["target"] == "a run needs --target, a class's index"
     assert facts["output"] == "3 logits, softmax"
     assert facts["classes"] == "not named (3 logits)"
+    assert re.fullmatch(r"a white patch scores 0 0\.\d+, 1 0\.\d+, 2 0\.\d+", facts["glass"])
     given = told(describe_model(ModelSettings(**named, patch=96, model_mpp=1.5)))
     assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
 

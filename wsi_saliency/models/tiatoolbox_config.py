@@ -18,8 +18,8 @@ DATASETS: Mapping[str, Description] = {
         patch=96,
         mpp=1.0,
         classes=2,
-        note="sources disagree on which of the two classes of PCam is tumour; see with check-model and with "
-        "patches of your own which --target answers to it",
+        note="sources disagree on which of the two classes of PCam is tumour; see with patches of your own, "
+        "and with check-model what glass scores, which --target it is",
     ),
     "kather100k": replace(
         _TO_TENSOR,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.saliency.cancellation import vanishing
 from wsi_saliency.saliency.layers import (
@@ -51,11 +53,9 @@ def describe_model(settings: ModelSettings) -> Lines:
         ),
         ("normalisation", f"(pixel / 255 − {_listed(c.mean)}) / {_listed(c.std)}"),
         ("classes", _classes(c)),
-        (
-            "output",
-            "one logit, sigmoid" if c.output == "sigmoid" else f"{len(c.class_names)} logits, softmax",
-        ),
+        ("output", f"{'one logit' if (n := len(c.class_names)) == 1 else f'{n} logits'}, {c.output}"),
         ("target", _default_target(c)),
+        ("glass", f"a white patch scores {_glass(c)}"),
         ("sha256", c.sha256),
         *_strided_lines(c),
         *_layer_lines(c),
@@ -94,6 +94,16 @@ def _default_target(classifier: Classifier) -> str:
     except ModelError:
         return f"a run needs --target, a class's {'name or index' if classifier.named else 'index'}"
     return f"{classifier.class_names[index] if classifier.named else 'the logit'} (default)"
+
+
+def _glass(classifier: Classifier, shown: int = 10) -> str:
+    """Say what a patch without tissue scores: a class that it is sure of is not one to look for tumour in."""
+    white = np.full((1, classifier.patch, classifier.patch, 3), 255, np.uint8)
+    with torch.no_grad():
+        logits = standard_logits(classifier.module(classifier.normalised(white, torch.device("cpu"))))
+    scores = probabilities(logits, classifier.output)[0].tolist()
+    told = [f"{name} {p:.3f}" for name, p in zip(classifier.class_names, scores, strict=True)][:shown]
+    return ", ".join(told) + (", …" if len(scores) > shown else "")
 
 
 def _strided_lines(classifier: Classifier) -> Lines:
