@@ -4,7 +4,7 @@ VENV := .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: demo test coverage test-lowest lint types contracts dist clean
+.PHONY: demo docs test coverage test-lowest lint types contracts dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wsi-saliency run sample_data/tumour_nests.svs --model demo -o demo-output --overwrite
@@ -16,6 +16,11 @@ demo: $(VENV)/.installed
 	@echo "  demo-output/tumour_nests/saliency.ome.zarr    the map for napari, viv, neuroglancer"
 	@echo "  demo-output/tumour_nests/tiles.csv            the patches and what the classifier says of them"
 
+# The pages of docs/ as a site in build/docs; a link that leads nowhere is an error.
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "Open build/docs/index.html"
+
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2
 
@@ -26,7 +31,11 @@ coverage: $(VENV)/.installed-test
 
 # With the lowest versions that pyproject.toml allows. Python 3.11: for later ones some of them have no wheels.
 # Needs 6 GB of disk; what such old packages deprecate is not looked at.
-test-lowest: $(LOWEST)/.installed-test
+test-lowest: $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	touch $@
+
+$(LOWEST)/.installed-test
 	$(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
 
 lint: $(VENV)/.installed-test

@@ -6,6 +6,7 @@ import re
 import shlex
 
 import pytest
+import yaml
 
 import wsi_saliency
 from tests.helpers.documents import PAGES, blocks
@@ -68,3 +69,22 @@ def test_every_key_of_the_record_is_explained(tmp_path):
 
 def files_in(text):
     return text[text.index("## Files") : text.index("## tiles.csv")]
+
+
+def pages_in(nav):
+    """Pages of a navigation, which may be nested."""
+    for entry in nav:
+        for target in entry.values() if isinstance(entry, dict) else [entry]:
+            yield from pages_in(target) if isinstance(target, list) else [target]
+
+
+def test_the_site_leads_to_every_page():
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
+    assert sorted(pages_in(site["nav"])) == sorted(page.name for page in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs/reference.md").read_text()
+    public = [getattr(wsi_saliency, name) for name in wsi_saliency.__all__]
+    homes = sorted(f"{named.__module__}.{named.__name__}" for named in public)
+    assert sorted(re.findall(r"^::: (\S+)$", text, re.M)) == homes
