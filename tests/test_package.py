@@ -20,7 +20,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 CITATION = yaml.safe_load((ROOT / "CITATION.cff").read_text())
 MADE = {
     *("overview.png", "saliency.ome.tif", "saliency.ome.zarr", "tiles.csv", "run.json"),
-    *("overlay.groovy", "tiles.geojson.gz"),
+    *("overlay.groovy", "tiles.geojson.gz", "report.html"),
 }
 
 

@@ -1,20 +1,17 @@
 from __future__ import annotations
 
-import html
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tests.helpers.evaluations import ATTRIBUTIONS, LAYERS, METHODS, Shape, made_evaluation
+from tests.helpers.pages import HOSTILE, WIDTHS, Structure, browsed, measured, watched
 from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.report.outputs import write_report
 from wsi_saliency.report.page import page as evaluation_page
@@ -22,20 +19,7 @@ from wsi_saliency.report.page import page as evaluation_page
 if TYPE_CHECKING:
     from pathlib import Path
 
-HOSTILE = "</script><img src=x onerror=alert(1)>&\"'\x01\udcff.svs"
 SHAPE = Shape(METHODS[:3], ATTRIBUTIONS[:2], LAYERS[2:4], patches=20, extras=True, examples=2, slide=HOSTILE)
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-VOID = {"meta", "img", "input", "br", "hr", "link"}
-
-# Runs before anything else of the page, and collects all that goes wrong.
-WATCH = """<script>
-window.failures = [];
-addEventListener("error", (event) => failures.push(String(event.message || event.target.outerHTML)), true);
-addEventListener("securitypolicyviolation", (event) => failures.push(event.violatedDirective));
-for (const level of ["error", "warn"]) console[level] = (...words) => failures.push(words.join(" "));
-window.alert = () => failures.push("alert");
-</script>"""
-
 # Clicks headers as a reader would, and writes down what comes of it.
 ACT = """<script>
 addEventListener("load", () => {
@@ -65,30 +49,6 @@ addEventListener("load", () => {
 </script>"""
 
 
-WIDTHS = (1280, 1024, 768, 600, 400)
-
-# Shows the page at each width, and writes down how wide it has become.
-MEASURE = """<!DOCTYPE html><body><script>
-const page = PAGE, found = {};
-for (const width of WIDTHS) {
-  const frame = document.createElement("iframe");
-  frame.style.cssText = `width: ${width}px; height: 900px; border: 0`;
-  frame.srcdoc = page;
-  frame.onload = () => {
-    const root = frame.contentDocument.documentElement;
-    const boxes = [...root.querySelectorAll(".scroll, .picture")];
-    const stiff = boxes.filter((box) => getComputedStyle(box).overflowX !== "auto").length;
-    found[width] = { scroll: root.scrollWidth, client: root.clientWidth, boxes: boxes.length, stiff };
-    if (Object.keys(found).length < WIDTHS.length) return;
-    const outcome = document.body.appendChild(document.createElement("pre"));
-    outcome.id = "outcome";
-    outcome.textContent = JSON.stringify(found);
-  };
-  document.body.append(frame);
-}
-</script>"""
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report")
@@ -103,61 +63,15 @@ def page(folder: Path) -> str:
     return (folder / "index.html").read_text("utf-8")
 
 
-def browsed(page: str, path: Path) -> dict[str, Any]:
-    """Open a page in a browser, and return what its script has written down."""
-    if BROWSER is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
-    (path / "index.html").write_text(page, "utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={path / 'profile'}"]
-    command += ["--virtual-time-budget=5000", "--dump-dom", (path / "index.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
-    found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout.decode("utf-8"), re.DOTALL)
-    assert found, "the page's scripts did not run to their end"
-    return json.loads(html.unescape(found[1]))
-
-
 @pytest.fixture(scope="module")
 def outcome(page: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a browser made of the page."""
-    watched = page.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{ACT}</body>", 1)
-    return browsed(watched, tmp_path_factory.mktemp("browser"))
-
-
-class Structure(HTMLParser):
-    """Follows tags: all closed in order; collects ids, references and addresses."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.ids: list[str] = []
-        self.references: set[str] = set()
-        self.addresses: set[str] = set()
-        self.tags: Counter[str] = Counter()
-        self.words: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.open += [tag] * (tag not in VOID)
-        values = {name: value or "" for name, value in attrs}
-        self.ids += [values["id"]] if "id" in values else []
-        self.references |= {values[n] for n in ("for", "aria-controls", "aria-labelledby") if n in values}
-        self.addresses |= {values[n] for n in ("src", "href", "srcset", "action", "data") if n in values}
-        assert not any(name.startswith("on") for name in values)
-        assert tag != "img" or values["alt"]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.words.append(data)
+    return browsed(watched(page, ACT), tmp_path_factory.mktemp("browser"))
 
 
 @pytest.fixture(scope="module")
 def structure(page: str) -> Structure:
-    parser = Structure()
-    parser.feed(page)
-    parser.close()
-    return parser
+    return Structure.of(page)
 
 
 def test_the_markup_is_sound(structure: Structure) -> None:
@@ -196,10 +110,7 @@ def named(name: str) -> Structure:
     made = replace(
         made, facts=facts, patch_rows=patches, sanity=stages, prediction_difference={name: np.ones(9)}
     )
-    parser = Structure()
-    parser.feed(evaluation_page(made, compare(made), [f"{name}? {name}", name], []))
-    parser.close()
-    return parser
+    return Structure.of(evaluation_page(made, compare(made), [f"{name}? {name}", name], []))
 
 
 def test_whatever_names_hold_the_page_is_built_the_same() -> None:
@@ -243,14 +154,13 @@ def test_the_page_renders(outcome: dict[str, Any]) -> None:
 
 
 def test_the_page_does_not_scroll_sideways(page: str, tmp_path: Path) -> None:
-    script = MEASURE.replace("PAGE", json.dumps(page).replace("</", "<\\/")).replace("WIDTHS", str([*WIDTHS]))
-    found = browsed(script, tmp_path)
-    assert sorted(map(int, found)) == sorted(WIDTHS)
-    for width, measured in found.items():
-        assert measured["client"] > int(width) - 30
-        assert measured["scroll"] <= measured["client"]
-        assert measured["boxes"] > 6
-        assert measured["stiff"] == 0  # what is too wide scrolls in its own box
+    found = measured(page, tmp_path)
+    assert sorted(found) == sorted(WIDTHS)
+    for width, size in found.items():
+        assert size["client"] > width - 30
+        assert size["scroll"] <= size["client"]
+        assert size["boxes"] > 6
+        assert size["stiff"] == 0  # what is too wide scrolls in its own box
 
 
 def test_the_best_insertion_comes_first(outcome: dict[str, Any]) -> None:

@@ -324,7 +324,9 @@ def test_hotspots_are_added_without_making_a_map(slide, tmp_path, made):
     assert "hotspots.geojson" in added.exported
     now = everything_in(first.folder)
     assert now.pop(Path("hotspots.geojson"))
-    assert {path for path in files if now[path] != files[path]} == {Path("run.json")}
+    assert {path for path in files if now[path] != files[path]} == {Path("run.json"), Path("report.html")}
+    assert b"hotspots.geojson</a>" in now[Path("report.html")]
+    assert b"hotspots.geojson</a>" not in files[Path("report.html")]
     assert now.keys() == files.keys()
     record = strict_json(first.folder / "run.json")
     assert record == added.record

@@ -54,15 +54,34 @@ class ColourScale:
         position = np.linspace(-1, 1, _STEPS)
         return cls(-limit, limit, _table(_BLUE_RED, np.linspace(*_BLUE_RED_USED, _STEPS), position))
 
+    @classmethod
+    def displaying(cls, low: float, high: float, *, signed: bool) -> ColourScale:
+        """For the values from ``low`` to ``high``; signed ones as far on both sides of 0."""
+        return cls.diverging(max(abs(low), abs(high))) if signed else cls.magnitudes(low, high)
+
     def __call__(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Colour ``values`` of any shape: (…, 4) uint8; 0, which was not computed, is transparent."""
-        share = (np.clip(values, self.low, self.high) - self.low) / (self.high - self.low)
-        step = np.rint(share * (len(self.table) - 1)).astype(np.uint16)
+        step = self._steps(values, len(self.table) - 1)
         # A colour is looked up as one number of four bytes, which is several times faster.
         numbers = self.table.view(np.uint32)[:, 0][step]
         colours: NDArray[np.uint8] = numbers.view(np.uint8).reshape(*values.shape, 4)
         colours[values == 0, 3] = 0
         return colours
+
+    @property
+    def palette(self) -> NDArray[np.uint8]:
+        """(256, 4) uint8: nothing, and every other colour of the table."""
+        return np.concatenate([np.zeros((1, 4), np.uint8), self.table[1::2]])
+
+    def indices(self, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Return the places in `palette` of ``values`` of any shape, uint8; 0 has that of nothing."""
+        places = 1 + self._steps(values, len(self.table) // 2 - 1)
+        return np.where(values == 0, 0, places).astype(np.uint8)
+
+    def _steps(self, values: NDArray[np.float32], last: int) -> NDArray[np.uint16]:
+        """Which of the steps from 0 to ``last`` each value takes."""
+        share = (np.clip(values, self.low, self.high) - self.low) / (self.high - self.low)
+        return np.asarray(np.rint(share * last), np.uint16)
 
 
 def _table(anchors: str, position: NDArray[np.float64], strength: NDArray[np.float64]) -> NDArray[np.uint8]:

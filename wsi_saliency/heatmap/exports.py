@@ -39,7 +39,12 @@ def export(result: Result) -> dict[str, dict[str, Any]]:
     return {name: facts for name, facts in made.items() if facts is not None}
 
 
-def export_again(result: Result, settings: RunSettings, may_replace: Callable[[Path], bool]) -> Result:
+def export_again(
+    result: Result,
+    settings: RunSettings,
+    may_replace: Callable[[Path], bool],
+    show: Callable[[Result], None] | None = None,
+) -> Result:
     """Make the exports of a finished result anew, as settings want them; everything else stays.
 
     Enter it inside of `wsi_saliency.files.locked`.
@@ -52,6 +57,8 @@ def export_again(result: Result, settings: RunSettings, may_replace: Callable[[P
         How exports are wanted.
     may_replace
         As in `wsi_saliency.files.growing`.
+    show
+        Writes what shows the exports, too, when they are there.
 
     Raises
     ------
@@ -63,6 +70,9 @@ def export_again(result: Result, settings: RunSettings, may_replace: Callable[[P
         for path in result.folder.iterdir():
             if path.name != RUN_JSON and path.name not in EXPORTS:
                 carry(path, work / path.name)
-        record["exports"] = export(Result.growing(work, record, result.folder))
+        grown = Result.growing(work, record, result.folder)
+        record["exports"] = export(grown)
+        if show:
+            show(grown)
         write_record(work, record)
     return replace(result, record=record, kept=True, exported=tuple(record["exports"]))

@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from wsi_saliency.files import writing
-from wsi_saliency.geometry import Size
+from wsi_saliency.geometry import Region, Size
 from wsi_saliency.heatmap.colours import ColourScale
 from wsi_saliency.heatmap.lettering import FAINT_INK, INK, font, lettered, upright
 from wsi_saliency.heatmap.pyramid import Window, window_of
@@ -42,6 +42,7 @@ _FRAME = "#c9c9d0"
 _FADED = 0.68 / 3, 0.12, 0.2 * 255
 """What remains of a pixel behind the map: of each of its three colours, of its own once more, and white."""
 _SIGNED_SHARE = 0.1
+_SPARE = 4  # cells: more than interpolation needs, so that a map a little larger than its slide is read whole
 _DARK = "the map stays dark, because no patch is positive; --range LOW,HIGH shows it"
 _COMPRESSION = {"compress_level": 3, "compress_type": zlib.Z_RLE}
 """Half the time of Pillow's own choice; on tissue, files are as small."""
@@ -171,31 +172,54 @@ def thumbnail_size(slide_size: Size) -> Size:
 
 
 def map_on_thumbnail(heatmap: Heatmap, size: Size, channel: int = 0) -> NDArray[np.float32]:
-    """Sample the map at the middle of each pixel of a thumbnail of the whole slide, (H, W) float32.
+    """Sample the map at the middle of each pixel of a thumbnail of the whole slide, as `map_on_region`."""
+    slide = heatmap.info.slide_size
+    return map_on_region(heatmap, Region(0, 0, slide.w, slide.h), size, channel)
+
+
+def map_on_region(heatmap: Heatmap, region: Region, size: Size, channel: int = 0) -> NDArray[np.float32]:
+    """Sample the map at the middle of each pixel of a picture of a region, (H, W) float32.
 
     Bilinear between the cells' middles, from the finest level whose cells are not smaller than a pixel, so
-    that no cell falls between two samples; 0 outside the map.
+    that no cell falls between two samples; 0 outside the map. Only the cells around the region are read.
+
+    Parameters
+    ----------
+    heatmap
+        The finished map.
+    region
+        Level-0 pixels that the picture shows.
+    size
+        Pixels of the picture.
+    channel
+        Number of the channel.
     """
-    info = heatmap.info
-    px_x, px_y = info.slide_size.w / size.w, info.slide_size.h / size.h
-    finer = max(px_x / info.placement.fx, px_y / info.placement.fy)
+    px_x, px_y = region.w / size.w, region.h / size.h
+    finer = max(px_x / heatmap.info.placement.fx, px_y / heatmap.info.placement.fy)
     level = min(max(0, math.ceil(math.log2(finer))), len(heatmap.levels) - 1)
-    placement = info.placement.at_level(level)
+    placement, cells = heatmap.info.placement.at_level(level), heatmap.level_sizes[level]
     # In ndimage's indices a cell's middle is a whole number: cell = index * step + start.
-    step = (px_y / placement.fy, px_x / placement.fx)
-    start = (
-        (px_y / 2 - placement.y0) / placement.fy - 0.5,
-        (px_x / 2 - placement.x0) / placement.fx - 0.5,
-    )
+    step_y, step_x = px_y / placement.fy, px_x / placement.fx
+    start_y = (region.y + px_y / 2 - placement.y0) / placement.fy - 0.5
+    start_x = (region.x + px_x / 2 - placement.x0) / placement.fx - 0.5
+    rows = _cells_around(start_y, step_y * size.h, cells.h)
+    columns = _cells_around(start_x, step_x * size.w, cells.w)
+    if rows.start >= rows.stop or columns.start >= columns.stop:
+        return np.zeros((size.h, size.w), np.float32)
     sampled: NDArray[np.float32] = ndimage.affine_transform(
-        heatmap.read(level, channel=channel),
-        np.diag(step),
-        start,
+        heatmap.read(level, rows, columns, channel=channel),
+        np.diag((step_y, step_x)),
+        (start_y - rows.start, start_x - columns.start),
         (size.h, size.w),
         order=1,
         mode="grid-constant",
     )
     return sampled
+
+
+def _cells_around(start: float, length: float, there: int) -> slice:
+    """Return which cells of ``there`` are needed for samples from ``start`` on, with some to spare."""
+    return slice(max(0, math.floor(start) - _SPARE), min(there, math.ceil(start + length) + _SPARE))
 
 
 def is_signed(window: Window) -> bool:

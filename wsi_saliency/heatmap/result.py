@@ -14,6 +14,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import writing
 from wsi_saliency.geometry import Placement, Size
@@ -25,12 +27,15 @@ from wsi_saliency.settings import ALL_TARGETS, RunSettings, default_layer
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
+    from numpy.typing import NDArray
+
     WriteRow = Callable[[Sequence[object]], None]
 
 SCHEMA = 1
 COMPLETE = "complete"
 RUN_JSON = "run.json"
 TILES = "tiles.csv"
+REPORT = "report.html"
 MAP = "saliency"
 ZARR, TIFF, OVERVIEW = f"{MAP}.ome.zarr", f"{MAP}.ome.tif", "overview.png"
 BOX_COLUMNS = ("x", "y", "w", "h", "tissue")
@@ -277,6 +282,15 @@ class Result:
     def tiles(self) -> list[dict[str, str]]:
         """Read all rows of ``tiles.csv``."""
         return list(self.each_tile())
+
+    def tile_values(self, columns: Sequence[str]) -> NDArray[np.float64]:
+        """Read columns of numbers of ``tiles.csv``: (patches, columns) float64."""
+        with (self.folder / TILES).open(newline="", encoding="utf-8") as file:
+            names = next(csv.reader(file))
+            wanted = [names.index(column) for column in columns]
+            if not self.record["patches"]["tissue"]:
+                return np.empty((0, len(columns)))
+            return np.loadtxt(file, delimiter=",", usecols=wanted, ndmin=2)
 
     def tile_probabilities(self, class_name: str) -> tuple[list[list[float]], list[float]]:
         """Read the boxes ``x, y, w, h`` of all patches, level-0 pixels, and the probabilities of a class."""

@@ -17,6 +17,7 @@ from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.result import ZARR, MapFiles, Result, differences, write_record
 from wsi_saliency.models.loading import load_chosen
+from wsi_saliency.report.slide_page import write_slide_page
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
@@ -131,7 +132,7 @@ def explain_slide(
         if not overwrite and (kept := _kept(path, folder, settings, explainer)):
             if kept.differences or not kept.lacks_exports(settings):
                 return kept  # of the run that had the lock before
-            return export_again(kept, settings, _may_replace)
+            return _export_again(path, kept, settings)
         with open_slide(path, settings.mpp) as opened:
             for warning in opened.warnings:
                 log.warning("%s: %s", path.name, warning)
@@ -173,6 +174,19 @@ def _kept(path: Path, folder: Path, settings: RunSettings, explainer: Explainer 
     return None
 
 
+def _export_again(path: Path, kept: Result, settings: RunSettings) -> Result:
+    """Make exports of a result anew, and the page that names them; that stays where the slide has gone."""
+    if not path.exists():
+        return export_again(kept, settings, _may_replace)
+    with open_slide(path, settings.mpp) as slide:
+        thumbnail = _thumbnail(slide)
+
+        def show(grown: Result) -> None:
+            write_slide_page(grown, slide, thumbnail)
+
+        return export_again(kept, settings, _may_replace, show)
+
+
 def _may_replace(folder: Path) -> bool:
     """Whether a folder is a result, and nobody has put folders of his own into it."""
     result = Result.read(folder)
@@ -210,9 +224,12 @@ def _explain(
     if not plan.tiles:
         log.warning("%s: no tissue found; the map is complete and empty", slide.path.name)
     with growing(folder, _may_replace) as work:
-        record = _write_results(plan, settings, work, clock, before, progress)
+        record, thumbnail = _write_results(plan, settings, work, clock, before, progress)
+        grown = Result.growing(work, record, folder)
         with clock.station("exports"):
-            made = export(Result.growing(work, record, folder))
+            made = export(grown)
+        with clock.station("report"):
+            write_slide_page(grown, slide, thumbnail)
         write_record(work, finished(record, clock, made))
     result = Result.read(folder)
     assert result is not None
@@ -231,8 +248,8 @@ def _write_results(
     clock: Stopwatch,
     before: Result | None,
     progress: Progress,
-) -> dict[str, Any]:
-    """Explain a slide; write maps and pictures to the folder ``work``, and return the record."""
+) -> tuple[dict[str, Any], NDArray[np.uint8]]:
+    """Explain a slide; write maps and pictures to the folder ``work``; return the record, and a thumbnail."""
     if before:
         _carry_over(before, plan, work)
     heatmaps, predictions = explain_tiles(plan, settings, work, clock, before=before, progress=progress)
@@ -248,7 +265,7 @@ def _write_results(
                 work / files[spec].overview, plan, spec, thumbnail, heatmap, predictions, settings
             )
     maps = [*earlier, *(map_record(plan, spec, heatmap) for spec, heatmap in heatmaps.items())]
-    return run_record(plan, settings, maps, predictions, before)
+    return run_record(plan, settings, maps, predictions, before), thumbnail
 
 
 def _carry_over(before: Result, plan: Plan, work: Path) -> None:
