@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from wsi_saliency import files
+from wsi_saliency import files, working
 from wsi_saliency.errors import BusyError, OutputError
 from wsi_saliency.files import (
     carry,
@@ -24,10 +24,10 @@ from wsi_saliency.files import (
     check_free,
     filling,
     growing,
-    is_working_folder,
     locked,
     replacing,
 )
+from wsi_saliency.working import is_working_folder
 
 LEFT = ".out.0123abcd.growing"  # a working folder for `out`
 
@@ -307,13 +307,13 @@ def test_what_is_not_certainly_of_a_dead_run_is_left_alone(tmp_path):
     for name in theirs:
         made(tmp_path / name / "old", a="1")
     for name in theirs[-2:]:
-        (tmp_path / name / files._ALIVE).touch()
+        (tmp_path / name / working._ALIVE).touch()
     alive = made(tmp_path / ".out.89abcdef.growing" / "new", a="1").parent
     before = tree(tmp_path)
-    with FileLock(alive / files._ALIVE):
+    with FileLock(alive / working._ALIVE):
         with locked(tmp_path / "out"), replacing(tmp_path / "out") as part:
             part.write_text("new")
-        assert tree(tmp_path) == before | {"out": "new", f"{alive.name}/{files._ALIVE}": ""}
+        assert tree(tmp_path) == before | {"out": "new", f"{alive.name}/{working._ALIVE}": ""}
     with locked(tmp_path / "out"):
         assert not alive.exists()
     assert tree(tmp_path).keys() >= {f"{name}/old/a" for name in theirs}
@@ -376,7 +376,7 @@ def test_waiting_outlives_the_folder_of_a_run_that_fails(tmp_path):
 def test_where_there_are_no_locks_it_works_and_says_so(tmp_path, monkeypatch, caplog):
     """As on a network file system without a lock service; what another run may be growing is left alone."""
     theirs = made(tmp_path / LEFT / "new", a="1").parent
-    (theirs / files._ALIVE).touch()
+    (theirs / working._ALIVE).touch()
 
     def acquire(self, **how):
         Path(self.lock_file).touch()
@@ -387,7 +387,7 @@ def test_where_there_are_no_locks_it_works_and_says_so(tmp_path, monkeypatch, ca
         made(work, a="1")
     with locked(tmp_path / "out"):
         pass
-    assert tree(theirs) == {"new": None, "new/a": "1", files._ALIVE: ""}
+    assert tree(theirs) == {"new": None, "new/a": "1", working._ALIVE: ""}
     assert tree(tmp_path / "new") == {"out": None, "out/a": "1"}
     assert sorted(path.name for path in tmp_path.iterdir()) == [LEFT, "new"]
     assert caplog.messages[0] == (

@@ -1,29 +1,37 @@
 """Results are made here, and only here: by one run at a time, under a hidden name first, whole or not at all.
 
 While a run works on ``NAME``, two things lie beside it: ``.NAME.lock``, locked, with the run's process and
-host in it, and ``.NAME.xxxxxxxx.growing``, a folder of this run's own with a locked file in it. Both go when
-the run ends, however it ends. A run that is killed leaves them; the next one on ``NAME`` sees that nobody
-holds their locks, clears them away, and puts the older result back if the dead run was about to replace it.
+host in it, and a working folder (`wsi_saliency.working`). Both go when the run ends, however it ends. A run
+that is killed leaves them; the next one on ``NAME`` sees that nobody holds their locks, clears them away, and
+puts the older result back if the dead run was about to replace it. Only a working folder with a journal in it
+stays, for a run that can go on with it.
 """
 
 from __future__ import annotations
 
-import errno
 import itertools
 import logging
 import os
-import re
 import shutil
 import socket
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Literal
 
-from filelock import FileLock, SoftFileLock, Timeout
+from filelock import FileLock, SoftFileLock
 
 from wsi_saliency.errors import BusyError, OutputError
+from wsi_saliency.working import (
+    GONE,
+    NEW,
+    OLD,
+    clear,
+    hidden,
+    resumable,
+    try_lock,
+    working_folder,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -32,16 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_GROWING = re.compile(r"\.(.+)\.[0-9a-f]{8}\.growing", re.DOTALL)  # the result that grows there
-_ALIVE = "wsi-saliency.lock"  # in a working folder: says that it is ours; locked while its run is alive
-_NEW, _OLD, _GONE = "new", "old", "gone"
 _POLL = 0.2  # seconds
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})  # some network file systems
-
-
-def is_working_folder(path: Path) -> bool:
-    """Whether a folder is one in which a result grows, or was growing when its run was killed."""
-    return _GROWING.fullmatch(path.name) is not None
 
 
 @contextmanager
@@ -133,10 +132,10 @@ def locked(target: Path, kind: Kind = "folder", *, wait: bool = True) -> Iterato
     with ExitStack() as stack:
         with writing(target, kind):
             make_folders = stack.enter_context(folders_above(target))
-            lock = FileLock(_hidden(target, "lock"))
+            lock = FileLock(hidden(target, "lock"))
             stack.callback(_release, lock)
             _acquire(lock, target, make_folders, wait=wait)
-            _clear(target)
+            clear(target)
         yield
 
 
@@ -145,7 +144,7 @@ def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None], *, 
     waits = itertools.count()
     while True:
         try:
-            taken = _try(lock)
+            taken = try_lock(lock)
         except FileNotFoundError:  # the folder went with the run that had made it, and failed
             make_folders()
             continue
@@ -165,19 +164,6 @@ def _acquire(lock: FileLock, target: Path, make_folders: Callable[[], None], *, 
             Path(lock.lock_file).write_text(f"{os.getpid()}\n{socket.gethostname()}\n", encoding="utf-8")
 
 
-def _try(lock: FileLock) -> bool | None:
-    """Take a lock if nobody has it; None where there are no locks, as on some network file systems."""
-    try:
-        lock.acquire(blocking=False)
-    except Timeout:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LOCKS:
-            raise
-        return None
-    return True
-
-
 def _holder(lock: FileLock) -> str:
     with suppress(OSError, ValueError):
         process, host = Path(lock.lock_file).read_text(encoding="utf-8").splitlines()[:2]
@@ -193,33 +179,18 @@ def _release(lock: FileLock) -> None:
         lock.release()
 
 
-def _clear(target: Path) -> None:
-    """Remove the working folders of dead runs; what one of them had just moved away is put back."""
-    for folder in target.parent.iterdir():
-        of = _GROWING.fullmatch(folder.name)
-        if of is None or of[1] != target.name or not (folder / _ALIVE).is_file():
-            continue  # not certainly ours
-        lock = FileLock(folder / _ALIVE)
-        try:
-            if _try(lock):
-                if (folder / _OLD).exists() and not target.exists():
-                    (folder / _OLD).rename(target)
-                _remove(folder)
-        except FileNotFoundError:
-            continue  # its run has just ended
-        finally:
-            lock.release()
-
-
 # ------------------------------------------------------------------------------------- whole or not at all
 
 
 @contextmanager
-def growing(folder: Path, may_replace: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+def growing(
+    folder: Path, may_replace: Callable[[Path], bool] | None = None, *, resume: bool = False
+) -> Iterator[Path]:
     """Yield a working folder that becomes ``folder`` when the block ends well, and is removed otherwise.
 
     Enter it inside of `locked`. Two renames put a new result in the place of an older one; a run that is
-    killed between them leaves the older one where the next `locked` finds it.
+    killed between them leaves the older one where the next `locked` finds it. A block that fails leaves the
+    working folder if it has written a journal (`wsi_saliency.working.journal_of`).
 
     Parameters
     ----------
@@ -227,6 +198,8 @@ def growing(folder: Path, may_replace: Callable[[Path], bool] | None = None) -> 
         Where the result goes.
     may_replace
         Tells whether what stands there, a folder with something in it, may be replaced.
+    resume
+        Go on with the working folder and the journal that an earlier run has left; else they are removed.
 
     Raises
     ------
@@ -237,10 +210,11 @@ def growing(folder: Path, may_replace: Callable[[Path], bool] | None = None) -> 
         with writing(folder):
             check_free(folder, may_replace)
             stack.enter_context(folders_above(folder))
-            working = stack.enter_context(_working(folder))
-            (working / _NEW).mkdir()
-        with _named(working / _NEW, folder):
-            yield working / _NEW
+            left = resumable(folder, wanted=resume)
+            working = stack.enter_context(working_folder(folder, left))
+            (working / NEW).mkdir(exist_ok=left is not None)
+        with _named(working / NEW, folder):
+            yield working / NEW
         with writing(folder):
             check_free(folder, may_replace)
             _take_place(working, folder)
@@ -268,14 +242,14 @@ def filling(folder: Path, last: str, others: Collection[str] = ()) -> Iterator[P
     """
     with ExitStack() as stack:
         with writing(folder):
-            working = stack.enter_context(_working(folder / last))
-            (working / _NEW).mkdir()
-        with _named(working / _NEW, folder):
-            yield working / _NEW
+            working = stack.enter_context(working_folder(folder / last))
+            (working / NEW).mkdir()
+        with _named(working / NEW, folder):
+            yield working / NEW
         with writing(folder):
             for name in (last, *others):
                 (folder / name).unlink(missing_ok=True)
-            for file in sorted((working / _NEW).iterdir(), key=lambda file: (file.name == last, file)):
+            for file in sorted((working / NEW).iterdir(), key=lambda file: (file.name == last, file)):
                 os.replace(file, folder / file.name)
 
 
@@ -312,8 +286,8 @@ def replacing(file: Path) -> Iterator[Path]:
         For any ``OSError`` inside.
     """
     with writing(file, "file"):
-        _clear(file)
-        with _working(file) as working, _named(working / file.name, file):
+        clear(file)
+        with working_folder(file) as working, _named(working / file.name, file):
             yield working / file.name
             os.replace(working / file.name, file)
 
@@ -329,42 +303,14 @@ def _named(work: Path, target: Path) -> Iterator[None]:
 
 def _take_place(working: Path, folder: Path) -> None:
     """Put the new folder in the place of an older one, which comes back on failure."""
-    new, old = working / _NEW, working / _OLD
+    new, old = working / NEW, working / OLD
     try:
         if folder.exists():
             folder.rename(old)
         new.rename(folder)
     finally:
         if old.exists():
-            old.rename(working / _GONE if folder.exists() else folder)
-
-
-@contextmanager
-def _working(target: Path) -> Iterator[Path]:
-    """Make a hidden folder beside ``target`` that nobody else uses; it is gone at the end."""
-    folder = _hidden(target, f"{token_hex(4)}.growing")
-    lock = FileLock(folder / _ALIVE)
-    try:
-        folder.mkdir()
-        _try(lock)
-        yield folder
-    finally:
-        lock.release()
-        _remove(folder)
-
-
-def _hidden(target: Path, ending: str) -> Path:
-    if target.name in ("", ".."):
-        raise OutputError(f"{target}: is no name of its own for a result; choose another with -o")
-    return target.with_name(f".{target.name}.{ending}")
-
-
-def _remove(folder: Path) -> None:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except BaseException:  # a signal came in between
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
+            old.rename(working / GONE if folder.exists() else folder)
 
 
 @contextmanager

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import SlideError
-from wsi_saliency.files import is_working_folder
 from wsi_saliency.heatmap.result import RUN_JSON, is_map_file
 from wsi_saliency.slides.opening import is_slide_name
 from wsi_saliency.slides.readers.dicom import series_of
 from wsi_saliency.workflows.jobs import Job
+from wsi_saliency.working import is_working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
