@@ -13,6 +13,9 @@ elementwise f(x)       Δy / Δx; f'(x) where Δx is too small to divide by
 product a · b          (b + b′) / 2 for a and (a + a′) / 2 for b, so that both sum to Δ(a · b)
 max pooling            Δy goes to the winner: the image's where y grew, the baseline's where it fell
 layer normalisation    centred d times scale s: s for d and d′ for s; Δy / Δx for s as a function of d
+matrix product a @ b   as the product
+softmax                exp(z), z = x − log Σ exp(x): Δy / Δx for each of exp, sum, log and exp
+attention              two matrix products and a softmax
 =====================  ==========================================================================
 
 Whatever else depends on the activation is refused by name, so that contributions sum to y − y′.
@@ -25,18 +28,25 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from wsi_saliency.errors import ModelError
+from wsi_saliency.saliency.rescale_rules import (
+    attention,
+    elementwise,
+    layer_norm,
+    matrix_product,
+    max_pool,
+    product,
+    quotient,
+    relu,
+    softmax,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_SMALL = 1e-6  # |Δx| below which Δy / Δx says less than the derivative
 
 _ELEMENTWISE = frozenset(
     [
@@ -73,8 +83,12 @@ _ELEMENTWISE = frozenset(
         "reciprocal",
     ]
 )
-_PRODUCT = frozenset({"mul", "multiply", "rmul", "imul"})
-_QUOTIENT = frozenset({"div", "divide", "true_divide", "truediv", "itruediv"})
+_BY_TWO = (
+    dict.fromkeys(["mul", "multiply", "rmul", "imul"], product)
+    | dict.fromkeys(["div", "divide", "true_divide", "truediv", "itruediv"], quotient)
+    | dict.fromkeys(["matmul", "bmm", "mm"], matrix_product)
+)
+_ATTENTION = ("attn_mask", "dropout_p", "is_causal", "scale")  # arguments behind query, key and value
 # Linear functions, whose derivative is the rule; and those that compute no number from the activation.
 _NEED_NO_RULE = frozenset(
     [
@@ -103,6 +117,7 @@ _NEED_NO_RULE = frozenset(
         "view",
         "view_as",
         "reshape",
+        "reshape_as",
         "permute",
         "transpose",
         "swapaxes",
@@ -198,7 +213,7 @@ class RecordBaseline(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = _name(func)
-        if not (self._on and _has_rule(name, args)):
+        if not (self._on and _has_rule(name, args, kwargs)):
             return func(*args, **kwargs)
         kept = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
         result = func(*args, **kwargs)
@@ -231,9 +246,9 @@ class RescaleRule(TorchFunctionMode):
         name = _name(func)
         if not self._on:
             return func(*args, **kwargs)
-        if not _has_rule(name, args):
+        if not _has_rule(name, args, kwargs):
             result = func(*args, **kwargs)
-            if name not in _NEED_NO_RULE | _PRODUCT | _QUOTIENT and _depends_on_activation(result):
+            if name not in _NEED_NO_RULE | _BY_TWO.keys() and _depends_on_activation(result):
                 raise ModelError(f"deeplift has no rule for {name!r} in this model; use integrated-gradients")
             return result
         expected, baseline_args, baseline_result = next(self._calls, ("nothing", (), None))
@@ -255,11 +270,13 @@ def _name(func: Any) -> str:
     return "max_pool2d" if name in ("max_pool2d_with_indices", "boolean_dispatch") else name
 
 
-def _has_rule(name: str, args: tuple[Any, ...]) -> bool:
-    if name in _PRODUCT or name in _QUOTIENT:
-        factors = args[:2]
-        return all(isinstance(a, Tensor) and not isinstance(a, nn.Parameter) for a in factors)
-    return name in _ELEMENTWISE or name in ("max_pool2d", "layer_norm")
+def _has_rule(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if name in _BY_TWO:
+        return all(isinstance(a, Tensor) and not isinstance(a, nn.Parameter) for a in args[:2])
+    if name == "scaled_dot_product_attention":
+        given = dict(zip(_ATTENTION, args[3:], strict=False)) | kwargs
+        return len(args) > 2 and not (given.get("is_causal") or given.get("enable_gqa"))
+    return name in _ELEMENTWISE or name in ("max_pool2d", "layer_norm", "softmax")
 
 
 def _apply(
@@ -271,16 +288,22 @@ def _apply(
     baseline_result: Any,
 ) -> Any:
     x, x0 = args[0], _like(baseline_args[0], args[0])
-    if name in _PRODUCT or name in _QUOTIENT:
-        y = _product_or_quotient(name, x, args[1], x0, _like(baseline_args[1], args[1]))
+    if name in _BY_TWO:
+        y = _BY_TWO[name](x, args[1], x0, _like(baseline_args[1], args[1]))
+    elif name == "scaled_dot_product_attention":
+        given = dict(zip(_ATTENTION, args[3:], strict=False)) | kwargs
+        others = tuple(_like(b, a) for a, b in zip(args[:3], baseline_args, strict=False))
+        y = attention(args[:3], others, given.get("attn_mask"), given.get("scale"))
+    elif name == "softmax":
+        y = softmax(x, x0, kwargs["dim"] if "dim" in kwargs else args[1])
     elif name == "max_pool2d":
-        y = _max_pool(x, x0, args[1:], kwargs)
+        y = max_pool(x, x0, args[1:], kwargs)
     elif name == "layer_norm":
-        y = _layer_norm(x, x0, *args[1:], **kwargs)
+        y = layer_norm(x, x0, *args[1:], **kwargs)
     elif name == "relu":
-        y = _relu(x, x0, _like(baseline_result, x))
+        y = relu(x, x0, _like(baseline_result, x))
     else:
-        y = _elementwise(_out_of_place(func, args[1:], kwargs), x, x0, _like(baseline_result, x))
+        y = elementwise(_out_of_place(func, args[1:], kwargs), x, x0, _like(baseline_result, x))
     return x.copy_(y) if _works_in_place(func, args, kwargs) else y
 
 
@@ -304,114 +327,3 @@ def _like(baseline: Any, x: Any) -> Any:
     if not isinstance(baseline, Tensor) or baseline.ndim == 0 or baseline.shape[0] in (1, x.shape[0]):
         return baseline
     return baseline.repeat(x.shape[0] // baseline.shape[0], *[1] * (baseline.ndim - 1))
-
-
-class _Multiplied(torch.autograd.Function):
-    """y, whose gradients go back to its arguments with given multipliers."""
-
-    @staticmethod
-    def forward(ctx: Any, y: tuple[Tensor], *arguments_and_multipliers: Tensor) -> Tensor:
-        half = len(arguments_and_multipliers) // 2
-        ctx.save_for_backward(*arguments_and_multipliers[half:])
-        ctx.shapes = [a.shape for a in arguments_and_multipliers[:half]]
-        return y[0]  # wrapped on the way in, so that it is an output and no view: it may be changed in place
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        pairs = zip(ctx.saved_tensors, ctx.shapes, strict=True)
-        back = [(gradients[0] * m).sum_to_size(shape) for m, shape in pairs]
-        return (None, *back, *[None] * len(back))
-
-
-def _multiplied(y: Tensor, *pairs: tuple[Tensor, Tensor]) -> Tensor:
-    arguments, multipliers = zip(*pairs, strict=True)
-    return _Multiplied.apply((y.detach(),), *arguments, *(m.detach() for m in multipliers))  # type: ignore[no-any-return]
-
-
-def _elementwise(f: Callable[[Tensor], Tensor], x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
-    y, slope = _value_and_slope(f, x.detach())
-    return _by_differences(y, slope, x, x0, y0)
-
-
-def _relu(x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
-    """Do what `_elementwise` does for ReLU, by far the most frequent, in fewer passes."""
-    y = x.detach().relu()
-    return _by_differences(y, (y > 0).to(y.dtype), x, x0, y0)
-
-
-def _by_differences(y: Tensor, slope: Tensor, x: Tensor, x0: Tensor, y0: Tensor) -> Tensor:
-    dx = x.detach() - x0
-    return _multiplied(y, (x, torch.where(dx.abs() < _SMALL, slope, (y - y0) / dx)))
-
-
-def _value_and_slope(f: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        leaf = x.requires_grad_()
-        y = f(leaf)
-        (slope,) = torch.autograd.grad(y.sum(), leaf)
-    return y.detach(), slope
-
-
-def _product(a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> Tensor:
-    return _multiplied(a * b, (a, (b + b0) / 2), (b, (a + a0) / 2))
-
-
-def _product_or_quotient(name: str, a: Tensor, b: Tensor, a0: Tensor, b0: Tensor) -> Tensor:
-    if name in _QUOTIENT:
-        b, b0 = _elementwise(torch.reciprocal, b, b0, 1 / b0), 1 / b0
-    return _product(a, b, a0, b0)
-
-
-def _layer_norm(
-    x: Tensor,
-    x0: Tensor,
-    normalized_shape: tuple[int, ...],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-) -> Tensor:
-    axes = tuple(range(-len(normalized_shape), 0))
-
-    def centred(t: Tensor) -> Tensor:
-        return t - t.mean(axes, keepdim=True)
-
-    d, d0 = centred(x), centred(x0)
-    variance = _elementwise(torch.square, d, d0, d0.square()).mean(axes, keepdim=True) + eps
-    variance0 = d0.square().mean(axes, keepdim=True) + eps
-    scale0 = variance0.rsqrt()
-    scale = _elementwise(torch.rsqrt, variance, variance0, scale0)
-    # Δ(d·s) = s·Δd + d′·Δs: exact as well, and stable where the baseline is flat and its scale enormous
-    y = _multiplied(d * scale, (d, scale), (scale, d0.expand_as(d)))
-    y = y if weight is None else y * weight
-    return y if bias is None else y + bias
-
-
-class _MaxPool(torch.autograd.Function):
-    """Max pooling whose gradient goes back by the rule."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, x0: Tensor, how: tuple[Any, ...]) -> Tensor:
-        y, winner = F.max_pool2d(x, *how, return_indices=True)
-        y0, winner0 = F.max_pool2d(x0, *how, return_indices=True)
-        grew = y >= y0
-        ctx.save_for_backward(x, x0, y - y0, torch.where(grew, winner, winner0.expand_as(winner)))
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        x, x0, dy, winner = ctx.saved_tensors
-        dx = (x - x0).flatten(2).gather(2, winner.flatten(2)).view_as(dy)
-        small = dx.abs() < _SMALL
-        multiplier = torch.where(small, torch.ones_like(dy), dy / dx.masked_fill(small, 1))
-        back = torch.zeros_like(x, memory_format=torch.contiguous_format).flatten(2)
-        back.scatter_add_(2, winner.flatten(2), (gradients[0] * multiplier).flatten(2))
-        return back.view(x.shape), None, None
-
-
-def _max_pool(x: Tensor, x0: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    names = ("kernel_size", "stride", "padding", "dilation", "ceil_mode")
-    given = {"stride": None, "padding": 0, "dilation": 1, "ceil_mode": False} | dict(
-        zip(names, args, strict=False)
-    )
-    given |= {k: v for k, v in kwargs.items() if k in names}
-    return _MaxPool.apply(x, x0, tuple(given[name] for name in names))  # type: ignore[no-any-return]
