@@ -52,9 +52,11 @@ def test_a_run_leaves_what_qupath_reads(result):
 @pytest.mark.usefixtures("spots", "result")
 def test_other_hotspots_of_a_finished_slide_are_made_and_named(call):
     line = call(*RUN, "--hotspots", "1", "--tissue-threshold", "0").stdout
-    assert line.startswith("slide.svs: maps kept (stage3.none.deeplift); made overlay.groovy, ")
-    assert "hotspots.geojson in maps/slide" in line
-    assert "complete result kept" in call(*RUN, "--tissue-threshold", "0").stdout
+    assert line.startswith(
+        "slide.svs: kept the maps in maps/slide (stage3.none.deeplift); made overlay.groovy, "
+    )
+    assert line.endswith("hotspots.geojson\n")
+    assert ": kept " in call(*RUN, "--tissue-threshold", "0").stdout
 
 
 @needs_groovy

@@ -107,12 +107,12 @@ def test_a_run_says_one_line_a_slide_and_quiet_says_nothing(call, slide, tmp_pat
 @pytest.mark.usefixtures("spots")
 def test_a_complete_result_is_kept_and_the_run_says_so(call, slide):
     call("run", slide, "--device", "cpu")
-    kept = f"{slide}: complete result kept, with stage4.centred-hook.deeplift"
+    kept = f"{slide}: kept {Path('saliency/slide')}, which has stage4.centred-hook.deeplift"
     again = call("run", slide, "--workers", "2")
-    assert again.stdout == f"{kept} (--overwrite replaces it) in saliency/slide\n"
+    assert again.stdout == f"{kept}; --overwrite replaces it\n"
     other = call("run", slide, "--layer", "8", "--target", "0", "--overlap", "0.25")
     made = "made with overlap 0.5 (now 0.25), target tumour (now 0)"
-    assert other.stdout == f"{kept}, {made} (--overwrite replaces it) in saliency/slide\n"
+    assert other.stdout == f"{kept}, {made}; --overwrite replaces it\n"
     assert (again.exit_code, other.exit_code) == (0, 0)
 
 
@@ -151,11 +151,11 @@ def test_what_is_added_and_what_is_kept_is_said(call, slide):
     for arguments in (["--layer", "8", "--method", "none"], ["--layer", "stage4"]):
         kept = call("run", slide, "--target", "all", *arguments)
         names = ", ".join([first, *new])
-        said = f"{slide}: complete result kept, with {names} (--overwrite replaces it) in saliency/slide\n"
+        said = f"{slide}: kept saliency/slide, which has {names}; --overwrite replaces it\n"
         assert (kept.exit_code, kept.stdout) == (0, said)
     refused = call("run", slide, "--target", "all", "--layer", "32")
     made = "made with patches 48 px apart, which does not suit the new layers (now 32)"
-    assert f"kept, with {', '.join([first, *new])}, {made} (--overwrite" in refused.stdout
+    assert f"which has {', '.join([first, *new])}, {made}; --overwrite" in refused.stdout
 
 
 @pytest.mark.usefixtures("spots")
@@ -164,8 +164,8 @@ def test_a_result_of_an_older_version_is_kept_and_the_run_says_so(call, slide, t
     path = tmp_path / "saliency" / "slide" / "run.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "schema"}))
     kept = call("run", slide, "--layer", "8")
-    words = "complete result of another version of the program kept (--overwrite replaces it)"
-    assert (kept.exit_code, kept.stdout) == (0, f"{slide}: {words} in saliency/slide\n")
+    words = ", of another version of the program; --overwrite replaces it"
+    assert (kept.exit_code, kept.stdout) == (0, f"{slide}: kept saliency/slide{words}\n")
 
 
 @pytest.mark.parametrize(

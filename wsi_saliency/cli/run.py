@@ -78,7 +78,7 @@ def run(
 def _summary(slide: Path, result: Result) -> str:
     """One line on a slide that is done."""
     if result.kept:
-        return f"{slide}: {_kept(result)} in {result.folder}"
+        return f"{slide}: {_kept(result)}"
     patches, seconds = result.record["patches"], result.record["seconds"]["total"]
     counts = f"{patches['tissue']} of {patches['grid']} patches explained in {seconds:.0f} s"
     added = f"; added {_named(result.added)}" if result.added else ""
@@ -86,14 +86,14 @@ def _summary(slide: Path, result: Result) -> str:
 
 
 def _kept(result: Result) -> str:
-    """Say that a complete result is kept, and which maps it has."""
+    """Say that a complete result is kept, which maps it has, and in what it differs from what was asked."""
     if not result.is_current:
-        return "complete result of another version of the program kept (--overwrite replaces it)"
-    made = f", made with {', '.join(result.differences)}" if result.differences else ""
+        return f"kept {result.folder}, of another version of the program; --overwrite replaces it"
     maps = _named(m.spec for m in result.maps)
     if result.exported:
-        return f"maps kept ({maps}); made {', '.join(result.exported)}"
-    return f"complete result kept, with {maps}{made} (--overwrite replaces it)"
+        return f"kept the maps in {result.folder} ({maps}); made {', '.join(result.exported)}"
+    made = f", made with {', '.join(result.differences)}" if result.differences else ""
+    return f"kept {result.folder}, which has {maps}{made}; --overwrite replaces it"
 
 
 def _named(maps: Iterable[MapSpec]) -> str:

@@ -386,6 +386,8 @@ def differences(
 def _shown(value: object) -> str:
     if isinstance(value, list):
         return ",".join(map(str, value)) or "default"
+    if isinstance(value, float):
+        return f"{value:g}"
     return "default" if value is None else str(value)
 
 
