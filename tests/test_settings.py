@@ -201,3 +201,11 @@ def test_a_surrogate_that_would_be_ignored_is_refused(method):
     RunSettings(methods=(method, "surrogate"), surrogate=file)
     EvaluationSettings(surrogate=file)
     EvaluationSettings(methods=("none", "surrogate"), surrogate=file)
+
+
+def test_a_hash_is_64_hexadecimal_digits_in_any_case():
+    assert RunSettings(sha256=f" {'Ab' * 32} ").sha256 == "ab" * 32
+    for text in ("ab" * 31, "ab" * 33, "zz" * 32, "", "\x1b" * 64):
+        with pytest.raises(SettingsError, match=r"sha256 \(--sha256\) is .*64 hexadecimal digits") as refusal:
+            ModelSettings(sha256=text)
+        assert "\x1b" not in str(refusal.value)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import settings as limits
 from hypothesis import strategies as st
 
-from tests.helpers.commands import SETTINGS, left
+from tests.helpers.commands import SETTINGS, left, only_line
 from wsi_saliency.cli import cli
 from wsi_saliency.cli.options import Command, options
 from wsi_saliency.errors import SettingsError
@@ -267,3 +267,11 @@ def test_none_is_a_word_where_the_settings_know_it(call):
     assert parsed("run", "--slide-timeout", "none")["slide_timeout"] is None
     assert parsed("run", "--slide-timeout", "90")["slide_timeout"] == 90
     assert "'none' is not a number" in " ".join(call("run", "a.svs", "--mpp", "none").stderr.split())
+
+
+@pytest.mark.parametrize("command", SETTINGS)
+def test_every_command_refuses_other_weights_than_those_wanted(call, slide, tmp_path, command):
+    named = ["demo"] if command == "check-model" else [slide, "--model", "demo"]
+    line = only_line(call(command, *named, "--sha256", "0" * 64))
+    assert "--sha256 wants 0000" in line
+    assert left(tmp_path) == []

@@ -109,6 +109,14 @@ def test_other_weights_and_another_slide_are_named(slide):
     assert differences(result, slide.with_name("other.svs"), SETTINGS, WEIGHTS) == ("another slide file",)
 
 
+def test_a_result_of_other_weights_than_those_wanted_by_hash_is_named(slide):
+    had, wanted = "a" * 64, "b" * 64
+    result = result_of(model={"sha256": had})
+    assert differences(result, slide, replace(SETTINGS, sha256=had)) == ()
+    assert differences(result, slide, replace(SETTINGS, sha256=wanted)) == ("other weights",)
+    assert differences(result, slide, replace(SETTINGS, sha256=wanted), {"sha256": had}) == ("other weights",)
+
+
 def test_another_surrogate_is_named_where_both_have_one(slide):
     without, with_one = result_of(), result_of(model={"sha256": "aa", "surrogate_sha256": "bb"})
     asked = {**WEIGHTS, "surrogate_sha256": "cc"}

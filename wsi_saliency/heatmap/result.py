@@ -41,7 +41,7 @@ ZARR, TIFF, OVERVIEW = f"{MAP}.ome.zarr", f"{MAP}.ome.tif", "overview.png"
 BOX_COLUMNS = ("x", "y", "w", "h", "tissue")
 MAP_SETTINGS = ("layers", "methods", "attributions", "targets", "surrogate")
 """Settings that say which maps are asked for; of the surrogate, the weights' hash is compared."""
-_WITHOUT_EFFECT = frozenset({*MAP_SETTINGS, "weights", "batch", "workers", "device", "hotspots"})
+_WITHOUT_EFFECT = frozenset({*MAP_SETTINGS, "weights", "batch", "workers", "device", "hotspots", "sha256"})
 SURROGATE_HASH = "surrogate_sha256"
 
 
@@ -373,7 +373,8 @@ def differences(
     ]
     if not result.has_targets(settings):
         words.append(f"target {', '.join(result.targets)} (now {_shown(now['targets'])})")
-    for name, value in (weights or {}).items():
+    wanted = {} if settings.sha256 is None else {"sha256": settings.sha256}
+    for name, value in {**(weights or {}), **wanted}.items():
         known = record.get("model", {}).get(name)
         if value != known and not (name == SURROGATE_HASH and None in (value, known)):
             words.append("another surrogate" if name == SURROGATE_HASH else "other weights")

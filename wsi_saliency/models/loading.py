@@ -25,6 +25,7 @@ def load_classifier(
     mpp: float | None = None,
     patch: int | None = None,
     allow_code: bool = False,
+    sha256: str | None = None,
 ) -> Classifier:
     """Load a classifier and try it on a blank patch.
 
@@ -41,16 +42,19 @@ def load_classifier(
         Side of a patch in pixels, in place of what its description says.
     allow_code
         Whether ``python:module:function`` may run the code that it names.
+    sha256
+        Hash that the weights have to have, 64 hexadecimal digits: that of `Classifier.sha256`.
 
     Raises
     ------
     ModelError
-        If the URI is not understood or would run code, the weights are missing or do not fit, or the
-        classifier does not give one logit per class and patch.
+        If the URI is not understood or would run code, the weights are missing, do not fit or have another
+        hash, or the classifier does not give one logit per class and patch.
     """
     if not allow_code:
         _refuse_code(uri)
     classifier = _load(uri, weights)
+    _check_hash(classifier, sha256)
     return checked(replace(classifier, mpp=mpp or classifier.mpp, patch=patch or classifier.patch))
 
 
@@ -68,12 +72,22 @@ def load_chosen(settings: ModelSettings) -> Classifier:
         mpp=settings.model_mpp,
         patch=settings.patch,
         allow_code=settings.allow_code,
+        sha256=settings.sha256,
     )
 
 
 def _load(uri: str, weights: Path | None) -> Classifier:
     source, name = source_of(uri)
     return as_classifier(source.load(name, weights), uri)
+
+
+def _check_hash(classifier: Classifier, wanted: str | None) -> None:
+    """Refuse other weights than those that are wanted, before the network runs."""
+    if wanted is not None and classifier.sha256 != wanted.strip().lower():
+        raise ModelError(
+            f"--model {one_line(classifier.uri)}: the weights have SHA-256 {classifier.sha256}, and --sha256 "
+            f"wants {one_line(wanted)}; they are others, or changed: download them again, or look why"
+        )
 
 
 def _refuse_code(uri: str) -> None:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from string import hexdigits
 from typing import Any, ClassVar, Literal, get_args
 
 from wsi_saliency.errors import SettingsError
+from wsi_saliency.messages import one_line
 from wsi_saliency.settings.option import Bounds, check, option, whole
 
 Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surrogate", "shift-average"]
@@ -31,6 +33,7 @@ ALL_TARGETS = "all"
 IMITATING: Method = "surrogate"  # the method that needs a surrogate
 
 MAX_PATCH = 4096  # pixels; a ResNet's first layers take 4 GB for one such patch
+_SHA256_DIGITS = 64
 RANGE_LIMIT = 1e30  # of values, and one over it of their distance: far beyond any map
 
 
@@ -104,6 +107,23 @@ class ModelSettings(Settings):
     allow_code: bool = option(
         False, "Let --model python:MODULE:FUNCTION run the code that it names, with all your rights."
     )
+    sha256: str | None = option(
+        None,
+        "SHA-256 that the weights have to have, as check-model and run.json say it; others are refused.",
+        metavar="HEX",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sha256 is None:
+            return
+        digits = self.sha256.strip().lower()
+        if len(digits) != _SHA256_DIGITS or not set(digits) <= set(hexdigits):
+            raise SettingsError(
+                f"sha256 (--sha256) is {one_line(self.sha256)!r}; it has to be {_SHA256_DIGITS} hexadecimal "
+                "digits"
+            )
+        object.__setattr__(self, "sha256", digits)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -54,7 +54,7 @@ def describe_slide(path: Path, settings: InspectSettings) -> Lines:
 def _grid_of(settings: InspectSettings) -> tuple[int, float, int, str]:
     """Patch side, mpp, total stride and whose they are."""
     patch, mpp, stride = _DEFAULT_GRID
-    if settings.model != DEFAULT_MODEL or settings.weights is not None:
+    if settings.model != DEFAULT_MODEL or (settings.weights, settings.sha256) != (None, None):
         # Imported here because it needs torch, whose import takes seconds.
         from wsi_saliency.workflows.describe_model import patch_mpp_stride
 
