@@ -21,6 +21,7 @@ from wsi_saliency.engines.folders import FolderRun
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import locked
 from wsi_saliency.heatmap.result import Result
+from wsi_saliency.report.slides import COMPLETE, FAILED, read_summary
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.workflows.jobs import Job, Outcome
 
@@ -42,7 +43,7 @@ class Staged:
         self.given.append([job.slide.stem for job in jobs])
         for job in jobs:
             told = self.outcomes.get(job.slide.stem, [])
-            yield Outcome(job, **(told.pop(0) if told else {"result": "done"}))
+            yield Outcome(job, **(told.pop(0) if told else {"result": Result(Path("done"), {})}))
 
 
 BUSY = {"failure": "process 7 is working on it", "busy": True}
@@ -111,6 +112,19 @@ def test_the_weights_of_a_file_are_compared_by_their_hash(run, complete, tmp_pat
     assert outcome.result.differences == ("other weights",)
 
 
+def test_a_damaged_record_costs_its_slide_only(run, complete, tmp_path):
+    complete("b")
+    record = tmp_path / "out" / "sub" / "b" / "run.json"
+    facts = json.loads(record.read_text())
+    for damaged in (facts | {"settings": None}, facts | {"maps": [{}]}, facts | {"slide": 3}):
+        record.write_text(json.dumps(damaged))
+        outcomes, engine = run("ab")
+        assert engine.given[0] == ["a", "b"]
+        assert len(outcomes) == 2
+    record.write_text(json.dumps(facts | {"patches": None}))
+    assert run("ab")[0][0].result.kept
+
+
 def test_what_another_run_works_on_is_looked_at_again_at_the_end(run, complete, tmp_path):
     outcomes, engine = run("abc", outcomes={"a": [BUSY, BUSY]})
     assert [outcome.job.slide.stem for outcome in outcomes] == ["b", "c", "a"]
@@ -149,9 +163,11 @@ def test_a_failure_has_a_log_beside_its_place_until_the_slide_is_done(run, tmp_p
     assert [path.name for path in log.parent.iterdir()] == [log.name]
     run("ab")
     assert not log.exists()
+    (tmp_path / "out" / "summary.csv").unlink()
     outcomes, _ = run("a", outcomes={"a": [failure]}, logs=False)
     assert outcomes[0].failure == "a.svs: unexpected E: x (run with -v for the traceback)"
     assert not log.exists()
+    assert not (tmp_path / "out" / "summary.csv").exists()
 
 
 def test_a_log_that_cannot_be_written_hides_no_failure(run, tmp_path):
@@ -213,7 +229,14 @@ def test_several_slides_in_worker_processes_and_again(tmp_path):
         "Error: 1 of 4 slides failed:",
         "  b.svs: the file is empty",
     ]
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b.error.log", "c", "d"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        *("a", "b.error.log", "c", "d", "index.html", "summary.csv")
+    ]
+    rows = {row.folder: row for row in read_summary(tmp_path / "out")}
+    assert [(name, row.status) for name, row in rows.items()] == [
+        *(("a", COMPLETE), ("b", FAILED), ("c", COMPLETE), ("d", COMPLETE))
+    ]
+    assert (rows["b"].reason, rows["b"].error_log) == ("b.svs: the file is empty", "b.error.log")
     assert "Traceback" in (tmp_path / "out" / "b.error.log").read_text()
     assert Result.read(tmp_path / "out" / "c").record["model"]["device"] == "cpu"
 

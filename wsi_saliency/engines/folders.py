@@ -16,10 +16,13 @@ from typing import TYPE_CHECKING
 from wsi_saliency.engines.bars import NoBars, TerminalBars
 from wsi_saliency.engines.direct import DirectEngine
 from wsi_saliency.engines.local import LocalEngine
+from wsi_saliency.engines.summary import Summary
 from wsi_saliency.errors import BusyError, OutputError
 from wsi_saliency.files import check_folder, folders_above, locked, replacing
 from wsi_saliency.heatmap.result import Result, differences
+from wsi_saliency.messages import storable
 from wsi_saliency.models.hashes import weights_hash
+from wsi_saliency.report.slides import FAILED, SUMMARY, SlideRow
 from wsi_saliency.settings import BatchSettings
 from wsi_saliency.workflows.jobs import Outcome
 
@@ -51,7 +54,8 @@ class FolderRun:
     fail_fast
         End at the first failure.
     logs
-        Write the traceback of each failure to a file beside the place of the result.
+        Write the traceback of each failure to a file beside the place of the result, and the table and the
+        page of all slides; a table that is there is kept up to date in any case.
     """
 
     def __init__(
@@ -76,10 +80,32 @@ class FolderRun:
             If the classifier cannot be had, or there cannot be an output folder; then no slide can be done.
         """
         check_folder(self._out)
-        for outcome in self._all(jobs):
-            yield self._logged(outcome)
-            if outcome.failure is not None and self._fail_fast:
-                return
+        summary = Summary(self._out) if self._logs or (self._out / SUMMARY).exists() else None
+        try:
+            for outcome in map(self._logged, self._all(jobs)):
+                if summary:
+                    summary.add(self._row(outcome))
+                yield outcome
+                if outcome.failure is not None and self._fail_fast:
+                    return
+        finally:
+            if summary:
+                summary.close()
+
+    def _row(self, outcome: Outcome) -> SlideRow:
+        """Return what the table says of an outcome."""
+        slide, name = outcome.job.slide, outcome.job.name
+        if outcome.result is not None:
+            return SlideRow.of(slide, name, outcome.result)
+        log_file = _log_name(name)
+        return SlideRow(
+            storable(str(slide)),
+            FAILED,
+            storable(name.as_posix()),
+            storable(outcome.failure or ""),
+            when=_now(),
+            error_log=storable(log_file.as_posix()) if (self._out / log_file).exists() else "",
+        )
 
     def _all(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         left = []
@@ -107,8 +133,12 @@ class FolderRun:
         """Return the outcome of a slide whose complete result stays as it is."""
         if self._overwrite or (result := Result.read(self._out / job.name)) is None:
             return None
-        unlike = differences(result, job.slide, self._settings, self._hashes)
-        if not job.slide.exists() or not (unlike or self._has_all(result)):
+        try:
+            unlike = differences(result, job.slide, self._settings, self._hashes)
+            kept = job.slide.exists() and (bool(unlike) or self._has_all(result))
+        except (OutputError, AttributeError, KeyError, TypeError, ValueError):
+            return None  # a damaged record; whoever runs the slide says so
+        if not kept:
             return None
         return Outcome(job, replace(result, kept=True, differences=unlike))
 
@@ -141,15 +171,14 @@ class FolderRun:
 
     def _logged(self, outcome: Outcome) -> Outcome:
         """Write the traceback of a failure beside the place of the result; remove that of an earlier one."""
-        log_file = self._out / outcome.job.name.with_name(f"{outcome.job.name.name}.error.log")
+        log_file = self._out / _log_name(outcome.job.name)
         if outcome.failure is None:
             with suppress(OSError):
                 log_file.unlink(missing_ok=True)
             return outcome
         if not self._logs:
             return _with_hint(outcome, "run with -v for the traceback")
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        text = f"{now}\n{outcome.failure}\n\n{outcome.trace or ''}"
+        text = f"{_now()}\n{outcome.failure}\n\n{outcome.trace or ''}"
         try:
             with folders_above(log_file), replacing(log_file) as file:
                 file.write_text(text, encoding="utf-8", errors="replace")
@@ -203,6 +232,14 @@ def explain_jobs(
             yield outcome
     finally:
         bars.close()
+
+
+def _log_name(name: Path) -> Path:
+    return name.with_name(f"{name.name}.error.log")
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _with_hint(outcome: Outcome, where: str) -> Outcome:

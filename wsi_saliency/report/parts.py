@@ -83,6 +83,14 @@ class Mark:
 
 
 @dataclass(frozen=True)
+class Link:
+    """A text that leads to an address."""
+
+    text: str
+    address: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """A cell of a table.
 
@@ -96,12 +104,18 @@ class Cell:
         What stands below the text in small letters.
     mark
         A sign before the text.
+    links
+        What stands behind the text.
+    picture
+        Address of a picture that is shown small, and leads to itself.
     """
 
     text: str = ""
     value: str | float | None = None
     note: str = ""
     mark: Mark | None = None
+    links: Sequence[Link] = ()
+    picture: str = ""
 
     @property
     def sort_key(self) -> str:
