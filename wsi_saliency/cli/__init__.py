@@ -6,7 +6,17 @@ from typing import Any
 
 import click
 
-from wsi_saliency.cli import check_model, doctor, evaluate, inspect, models, qupath, run, train_surrogate
+from wsi_saliency.cli import (
+    check_model,
+    doctor,
+    evaluate,
+    inspect,
+    models,
+    qupath,
+    render,
+    run,
+    train_surrogate,
+)
 from wsi_saliency.cli.terminal import echo, interrupted, speak
 from wsi_saliency.errors import WsiSaliencyError
 from wsi_saliency.interruption import interruptible
@@ -63,6 +73,7 @@ for _command in (
     evaluate.evaluate,
     doctor.doctor,
     qupath.qupath,
+    render.render,
 ):
     cli.add_command(_command)
 

@@ -65,6 +65,24 @@ class Span(click.ParamType):  # type: ignore[type-arg]
         return low, high
 
 
+class Box(click.ParamType):  # type: ignore[type-arg]
+    """Four numbers with commas between them: a corner, a width and a height."""
+
+    name = "box"
+
+    def convert(self, value: Any, param: _Param, ctx: _Context) -> tuple[float, float, float, float]:
+        """Split the numbers; all are finite."""
+        if isinstance(value, tuple):
+            return value
+        try:
+            x, y, w, h = map(float, value.split(","))
+        except ValueError:
+            self.fail(f"{value!r} is not X,Y,W,H, such as 12000,8000,4000,3000", param, ctx)
+        if not all(map(math.isfinite, (x, y, w, h))):
+            self.fail(f"{value!r} has a number that is not finite", param, ctx)
+        return x, y, w, h
+
+
 class Names(click.ParamType):  # type: ignore[type-arg]
     """Several names with commas between them; ``all`` is ``everything``, if that is anything."""
 

@@ -1,0 +1,76 @@
+"""``wsi-saliency render``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wsi_saliency.cli.options import Command, examples
+from wsi_saliency.cli.terminal import echo, speak
+from wsi_saliency.cli.types import Box, Number
+from wsi_saliency.settings import Bounds, whole
+
+
+@click.command(
+    cls=Command,
+    epilog=examples(
+        "render saliency/slide -o figure.pdf",
+        "render saliency/slide --region 12000,8000,4000,3000 --beside -o figure.png",
+    ),
+)
+@click.argument("folder", metavar="RESULT", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    default=Path("figure.pdf"),
+    show_default=True,
+    metavar="FILE",
+    help="File to write: .pdf, .svg or .png.",
+)
+@click.option(
+    "--region",
+    type=Box(),
+    metavar="X,Y,W,H",
+    help="What is shown, pixels of the slide's finest level.  [default: the whole slide]",
+)
+@click.option(
+    "--map", "map_name", metavar="NAME", help="Which map, as run.json names it.  [default: the first]"
+)
+@click.option("--target", metavar="NAME", help="Which class.  [default: the first]")
+@click.option(
+    "--slide",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The slide.  [default: where the run found it]",
+)
+@click.option(
+    "--width",
+    "width_mm",
+    type=Number(Bounds(10, 1000)),
+    default=85.0,
+    show_default=True,
+    metavar="MM",
+    help="Width in print; 85 mm is a column of most journals.",
+)
+@click.option(
+    "--dpi",
+    type=Number(whole(50, 2400)),
+    default=300,
+    show_default=True,
+    metavar="N",
+    help="Pixels per inch of slide and map.",
+)
+@click.option("--beside", is_flag=True, help="Show the slide alone beside it.")
+def render(folder: Path, out: Path, **how: Any) -> None:
+    """Draw a region of a RESULT's slide with its map, scale bar and colour bar, for a paper.
+
+    RESULT is the folder that run has made of a slide.
+    """
+    speak()
+    from wsi_saliency.workflows.render import render as draw
+
+    draw(folder, out, **how)
+    echo(f"→ {out}")

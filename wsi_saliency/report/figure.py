@@ -1,0 +1,173 @@
+"""A figure for a paper: a region of a slide, the map over it, a scale bar and a colour bar."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsi_saliency.files import replacing
+from wsi_saliency.geometry import Size
+from wsi_saliency.heatmap.overview import map_on_region
+from wsi_saliency.heatmap.ticks import Ticks, length_label, nice_number
+from wsi_saliency.report.slide_pictures import scale_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy.typing import NDArray
+
+    from wsi_saliency.geometry import Region
+    from wsi_saliency.heatmap.colours import ColourScale
+    from wsi_saliency.heatmap.result import MapRecord, Result
+    from wsi_saliency.slides.slide import Slide
+
+FORMATS = (".pdf", ".png", ".svg")
+_MM = 1 / 25.4  # inches
+_FONT = 7  # points, as journals want it at the printed size
+_GAP, _BAR, _BELOW = 2.0, 2.2, 11.0  # mm: between panels, the colour bar, and the room below the panels
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_LONGEST_LABEL = 60  # characters that fit into a column of 85 mm
+_PALE = 0.68, 0.12, 0.2  # of grey, of the pixel's own colour, of white: what is left of tissue behind a map
+
+
+@dataclass(frozen=True)
+class View:
+    """What a figure shows.
+
+    Parameters
+    ----------
+    found, channel
+        The map, and the number of its target.
+    region
+        Level-0 pixels of the slide.
+    width_mm
+        Width of the printed figure.
+    dpi
+        Pixels per inch of slide and map; and of the whole figure where it is a PNG.
+    beside
+        Show the slide alone beside it.
+    """
+
+    found: MapRecord
+    channel: int
+    region: Region
+    width_mm: float = 85.0
+    dpi: int = 300
+    beside: bool = False
+
+    @property
+    def panel_mm(self) -> tuple[float, float]:
+        """Width and height of one panel."""
+        width = (self.width_mm - _GAP) / 2 if self.beside else self.width_mm
+        return width, width * self.region.h / self.region.w
+
+    @property
+    def pixels(self) -> Size:
+        """Pixels in which a panel is read: as many as are printed, not more than there are."""
+        w = max(1, min(round(self.panel_mm[0] * _MM * self.dpi), round(self.region.w)))
+        return Size(w, max(1, round(w * self.region.h / self.region.w)))
+
+
+def write_figure(path: Path, result: Result, slide: Slide, view: View) -> None:
+    """Draw a view and write it as PDF, PNG or SVG, by the file's suffix.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be written, or the map is not there.
+    SlideError
+        If the slide cannot be read.
+    """
+    tissue = slide.read(view.region, view.pixels)
+    values = map_on_region(result.heatmap(view.found.spec), view.region, view.pixels, view.channel)
+    if not view.found.signed:
+        values = np.abs(values)
+    um = slide.mpp.x * view.region.w
+    figure = draw(tissue, values, scale_of(view.found, view.channel), view, um)
+    nobody_and_never = {".pdf": {"CreationDate": None}, ".svg": {"Date": None}}.get(path.suffix.lower(), {})
+    with replacing(path) as growing:
+        figure.savefig(growing, dpi=view.dpi, format=path.suffix[1:].lower(), metadata=nobody_and_never)
+
+
+def draw(
+    tissue: NDArray[np.uint8],
+    values: NDArray[np.float32],
+    scale: ColourScale,
+    view: View,
+    region_um: float,
+) -> Figure:
+    """Draw a region and the map over it.
+
+    Parameters
+    ----------
+    tissue
+        (H, W, 3) RGB.
+    values
+        (H, W): the map on the same pixels, 0 where nothing was computed.
+    scale
+        Its colours.
+    view
+        Measures of the figure.
+    region_um
+        Width of the region, µm.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    width, height = view.panel_mm
+    total = height + _BELOW
+    with rc_context({"font.size": _FONT, "svg.fonttype": "none", "pdf.fonttype": 42}):
+        figure = Figure(figsize=(view.width_mm * _MM, total * _MM), facecolor="white")
+        pictures = [tissue, pale(tissue)] if view.beside else [pale(tissue)]
+        for i, picture in enumerate(pictures):
+            left = i * (width + _GAP) / view.width_mm
+            axes = figure.add_axes((left, _BELOW / total, width / view.width_mm, height / total))
+            axes.imshow(picture, interpolation="none", aspect="auto")
+            axes.set_axis_off()
+            _draw_scale_bar(axes, tissue.shape[1], region_um)
+        axes.imshow(scale(values), interpolation="none", aspect="auto")
+        bar = figure.add_axes((0.02, (_BELOW - 1.5 - _BAR) / total, 0.96, _BAR / total))
+        _draw_colour_bar(bar, scale, view.found.channels[view.channel])
+    return figure
+
+
+def pale(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Take most of the colour out of tissue, (H, W, 3), so that a map's colours stand out."""
+    grey, own, white = _PALE
+    mixed = grey * rgb.mean(axis=2, keepdims=True) + own * rgb + white * 255
+    return np.asarray(np.rint(mixed), np.uint8)
+
+
+def _draw_scale_bar(axes: Axes, pixels: int, region_um: float) -> None:
+    """Draw a bar of a round length into the lower left corner."""
+    from matplotlib.patheffects import withStroke
+
+    length = nice_number(0.3 * region_um)
+    x, y, end = 0.04, 0.05, 0.04 + length / region_um
+    around = [withStroke(linewidth=2.5, foreground="white")]
+    axes.plot(
+        [x, end], [y, y], color="black", lw=1.5, transform=axes.transAxes, solid_capstyle="butt",
+        path_effects=around,
+    )  # fmt: skip
+    axes.text(x, y + 0.02, length_label(length), transform=axes.transAxes, path_effects=around)
+    axes.set_xlim(-0.5, pixels - 0.5)
+
+
+def _draw_colour_bar(axes: Axes, scale: ColourScale, label: str) -> None:
+    """Draw the colours over white, with round numbers below them and what they are."""
+    rgba = scale.table[np.newaxis].astype(float) / 255
+    opaque = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
+    axes.imshow(opaque, aspect="auto", extent=(scale.low, scale.high, 0, 1))
+    ticks = Ticks.between(scale.low, scale.high, 5)
+    power = f" (× 10{str(ticks.power).translate(_RAISED)})" if ticks.power else ""
+    axes.set_yticks([])
+    axes.set_xticks(ticks.values, ticks.labels)
+    axes.tick_params(length=2, width=0.5, pad=1)
+    for side in axes.spines.values():
+        side.set_linewidth(0.5)
+    named = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
+    axes.set_xlabel(f"{named}{power}".replace("$", r"\$"), labelpad=1)

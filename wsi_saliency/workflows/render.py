@@ -1,0 +1,94 @@
+"""A figure of a result: its map, its target and its slide found, the region checked."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from wsi_saliency.errors import OutputError, SettingsError, SlideError
+from wsi_saliency.geometry import Region
+from wsi_saliency.heatmap.result import RUN_JSON, Result
+from wsi_saliency.report.figure import FORMATS, View, write_figure
+from wsi_saliency.slides.opening import open_slide
+
+if TYPE_CHECKING:
+    from wsi_saliency.heatmap.result import MapRecord
+
+
+def render(
+    folder: Path,
+    out: Path,
+    *,
+    region: tuple[float, float, float, float] | None = None,
+    map_name: str | None = None,
+    target: str | None = None,
+    slide: Path | None = None,
+    width_mm: float = 85.0,
+    dpi: int = 300,
+    beside: bool = False,
+) -> None:
+    """Draw a region of a slide with its map, for a paper.
+
+    Parameters
+    ----------
+    folder
+        Folder of a result.
+    out
+        File to write: PDF, PNG or SVG, by its suffix.
+    region
+        ``x, y, w, h``, level-0 pixels; the whole slide if left out.
+    map_name, target
+        Which map and which class; the first ones if left out.
+    slide
+        The slide, where it is not where the run found it.
+    width_mm, dpi, beside
+        As in `View`.
+
+    Raises
+    ------
+    OutputError, SlideError, SettingsError
+        If there is no result or no slide, or the result has no such map, target or region.
+    """
+    if out.suffix.lower() not in FORMATS:
+        raise SettingsError(f"out (-o) is {out}; it has to end in {', '.join(FORMATS)}")
+    result = Result.read(folder)
+    if result is None:
+        raise OutputError(f"{folder / RUN_JSON}: no complete result; make one with wsi-saliency run")
+    found, channel = _map_of(result, map_name), _channel_of(result, target)
+    path = slide or Path(result.record["slide"]["path"])
+    if not path.exists():
+        raise SlideError(f"{path}: the slide is not there; say where it is now with --slide")
+    mpp = result.record["slide"]["mpp"]["x"]
+    with open_slide(path, mpp) as opened:
+        size, known = opened.size, result.record["slide"]["size"]
+        if (size.w, size.h) != (known["w"], known["h"]):
+            raise SlideError(
+                f"{path} has {size.w} × {size.h} pixels, and the slide of this result {known['w']} × "
+                f"{known['h']}; name the right one with --slide"
+            )
+        box = Region(*(region or (0, 0, size.w, size.h)))
+        beyond = box.x >= size.w or box.y >= size.h or box.x + box.w <= 0 or box.y + box.h <= 0
+        if beyond or min(box.w, box.h) < 1:
+            raise SettingsError(
+                f"region (--region) is {box.x:g},{box.y:g},{box.w:g},{box.h:g}; it has to be X,Y,W,H on the "
+                f"slide, which has {size.w} × {size.h} pixels"
+            )
+        write_figure(out, result, opened, View(found, channel, box, width_mm, dpi, beside))
+
+
+def _map_of(result: Result, name: str | None) -> MapRecord:
+    there = {found.spec.name: found for found in result.maps}
+    if name is None:
+        return result.maps[0]
+    if name not in there:
+        raise SettingsError(f"map (--map) is {name!r}; {result.folder} has {', '.join(there)}")
+    return there[name]
+
+
+def _channel_of(result: Result, target: str | None) -> int:
+    names = [name.casefold() for name in result.targets]
+    if target is None:
+        return 0
+    if target.strip().casefold() not in names:
+        raise SettingsError(f"target (--target) is {target!r}; the maps are of {', '.join(result.targets)}")
+    return names.index(target.strip().casefold())
