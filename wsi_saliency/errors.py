@@ -23,5 +23,9 @@ class OutputError(WsiSaliencyError):
     """A result cannot be written."""
 
 
+class NoRoomError(OutputError):
+    """Nothing can be written where results go: it is full, a quota is used up, it is read-only or gone."""
+
+
 class BusyError(OutputError):
     """Another run works on a result, and nobody wants to wait for it."""

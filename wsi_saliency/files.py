@@ -9,6 +9,7 @@ stays, for a run that can go on with it.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import logging
 import os
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Literal
 
 from filelock import FileLock, SoftFileLock
 
-from wsi_saliency.errors import BusyError, OutputError
+from wsi_saliency.errors import BusyError, NoRoomError, OutputError
 from wsi_saliency.working import (
     GONE,
     NEW,
@@ -41,6 +42,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _POLL = 0.2  # seconds
+_NO_ROOM = frozenset(
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ENODEV", "ENOTCONN", "ESTALE")
+    if hasattr(errno, name)
+)
 
 
 @contextmanager
@@ -57,13 +63,15 @@ def writing(path: Path, kind: Kind = "folder") -> Iterator[None]:
     Raises
     ------
     OutputError
-        For any ``OSError`` inside: no space, no permission, no such folder.
+        For any ``OSError`` inside: no permission, no such folder; `NoRoomError` if nothing else can be
+        written there either.
     """
     try:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise OutputError(f"{path}: cannot be written ({reason}); choose another {kind} with -o") from error
+        failed = NoRoomError if error.errno in _NO_ROOM else OutputError
+        raise failed(f"{path}: cannot be written ({reason}); choose another {kind} with -o") from error
 
 
 def check_folder(folder: Path) -> None:
@@ -298,7 +306,7 @@ def _named(work: Path, target: Path) -> Iterator[None]:
     try:
         yield
     except OutputError as error:
-        raise OutputError(str(error).replace(str(work), str(target))) from error
+        raise type(error)(str(error).replace(str(work), str(target))) from error
 
 
 def _take_place(working: Path, folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from tests.helpers.runs import SETTINGS, explained
 from tests.helpers.slides import write_svs
 from wsi_saliency.engines import folders
 from wsi_saliency.engines.folders import FolderRun
-from wsi_saliency.errors import OutputError
+from wsi_saliency.errors import NoRoomError, OutputError
 from wsi_saliency.files import locked
 from wsi_saliency.heatmap.result import Result
 from wsi_saliency.report.slides import COMPLETE, FAILED, read_summary
@@ -253,3 +254,71 @@ def test_a_single_slide_with_a_timeout_has_a_process_too(tmp_path):
     assert (code, out) == (1, ["False"])
     assert err[-1] == "Error: a.svs: stopped after 0.01 s (--slide-timeout)"
     assert [path.name for path in tmp_path.iterdir()] == ["a.svs"]
+
+
+# ------------------------------------------------------------------------------- where nothing can be written
+
+
+def test_a_run_ends_when_there_is_no_room_for_any_slide(run, tmp_path, caplog):
+    full = {"failure": "out/sub/b: cannot be written (No space left on device)", "no_room": True}
+    said = []
+    engine = Staged({"b": [full]})
+    (tmp_path / "out" / "index.html").mkdir(parents=True)  # neither can the page be written
+    with pytest.raises(
+        NoRoomError, match=r"out: nothing more can be written there, .* the same command does"
+    ):
+        said.extend(
+            outcome.failure
+            for outcome in FolderRun(tmp_path / "out", SETTINGS, engine).outcomes(jobs_in(tmp_path, "abc"))
+        )
+    assert said == [None, full["failure"]]
+    assert engine.given == [["a", "b", "c"], ["closed"]]
+    assert caplog.records == []
+
+
+def test_an_output_folder_that_vanishes_is_not_made_anew(tmp_path):
+    class Vanishing(Staged):
+        def run(self, jobs, settings):
+            for outcome in super().run(jobs, settings):
+                if outcome.job.slide.stem == "b":
+                    shutil.rmtree(tmp_path / "out")
+                yield outcome
+
+    (tmp_path / "out").mkdir()
+    engine = Vanishing({"b": [{"failure": "out/sub/b: cannot be written (No such file or directory)"}]})
+    outcomes = FolderRun(tmp_path / "out", SETTINGS, engine).outcomes(jobs_in(tmp_path, "abc"))
+    assert next(outcomes).failure is None
+    assert next(outcomes).failure is not None
+    with pytest.raises(NoRoomError):
+        next(outcomes)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A file system with little room."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", folder]
+    if not sys.platform.startswith("linux") or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("cannot mount here")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_is_one_clear_line_and_the_same_command_goes_on_when_there_is_room(tiny, tmp_path):
+    for name in "ab":
+        write_svs(tmp_path / f"{name}.svs", [PICTURE])
+    arguments = ("run", "a.svs", "b.svs", "-o", "tiny", "--quiet")
+    code, out, err = program(tmp_path, *arguments)
+    assert (code, out) == (1, ["False"])
+    assert [line.partition(" ")[0] for line in err] == ["failed:", "Error:"]
+    assert "cannot be written (No space left on device)" in err[0]
+    assert err[1].startswith(
+        "Error: tiny: nothing more can be written there, so other slides are not tried; "
+    )
+    assert err[1].endswith("the same command does what is left")
+    assert [path.name for path in tiny.iterdir() if path.suffix != ".growing"] == []
+    subprocess.run(["mount", "-o", "remount,size=64M", tiny], check=True)
+    assert program(tmp_path, *arguments) == (0, ["False"], [])
+    assert {path.name for path in tiny.iterdir()} == {"a", "b", "summary.csv", "index.html"}

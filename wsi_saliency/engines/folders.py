@@ -17,7 +17,7 @@ from wsi_saliency.engines.bars import NoBars, TerminalBars
 from wsi_saliency.engines.direct import DirectEngine
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.engines.summary import Summary
-from wsi_saliency.errors import BusyError, OutputError
+from wsi_saliency.errors import BusyError, NoRoomError, OutputError
 from wsi_saliency.files import check_folder, folders_above, locked, replacing
 from wsi_saliency.heatmap.result import Result, differences
 from wsi_saliency.messages import storable
@@ -70,6 +70,7 @@ class FolderRun:
     ) -> None:
         self._out, self._settings, self._engine = out, settings, engine
         self._overwrite, self._fail_fast, self._logs = overwrite, fail_fast, logs
+        self._was_there = False
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         """Yield what becomes of each slide: first what is kept, then the others as they are done.
@@ -78,19 +79,37 @@ class FolderRun:
         ------
         ModelError, SettingsError, OutputError
             If the classifier cannot be had, or there cannot be an output folder; then no slide can be done.
+            `NoRoomError` if nothing more can be written to it; the slides that are done stay.
         """
         check_folder(self._out)
         summary = Summary(self._out) if self._logs or (self._out / SUMMARY).exists() else None
+        no_room = False
         try:
-            for outcome in map(self._logged, self._all(jobs)):
-                if summary:
+            for found in self._all(jobs):
+                no_room = found.no_room or self._has_gone()
+                outcome = found if no_room else self._logged(found)
+                if summary and not no_room:
                     summary.add(self._row(outcome))
                 yield outcome
+                if no_room and len(jobs) > 1:
+                    raise NoRoomError(self._ended())
                 if outcome.failure is not None and self._fail_fast:
                     return
         finally:
-            if summary:
-                summary.close()
+            if summary and not self._has_gone():
+                summary.close(quiet=no_room)
+
+    def _has_gone(self) -> bool:
+        """Whether the output folder was there, and is no more: nobody makes it anew in another place."""
+        there = self._out.exists()
+        self._was_there = self._was_there or there
+        return self._was_there and not there
+
+    def _ended(self) -> str:
+        return (
+            f"{self._out}: nothing more can be written there, so other slides are not tried; when it can, "
+            "the same command does what is left"
+        )
 
     def _row(self, outcome: Outcome) -> SlideRow:
         """Return what the table says of an outcome."""

@@ -27,7 +27,7 @@ from wsi_saliency.engines.messages import (
 )
 from wsi_saliency.engines.process import Worker, log_level
 from wsi_saliency.engines.worker import TIDYING, slide_work
-from wsi_saliency.errors import ModelError, OutputError
+from wsi_saliency.errors import ModelError, NoRoomError, OutputError
 from wsi_saliency.files import folders_above, locked, writing
 from wsi_saliency.workflows.jobs import Outcome
 
@@ -124,7 +124,7 @@ class LocalEngine:
             with writing(folder):
                 self._folders.enter_context(folders_above(folder))
         except OutputError as error:
-            yield Outcome(job, failure=str(error))
+            yield Outcome(job, failure=str(error), no_room=isinstance(error, NoRoomError))
             return
         if place.worker is None or not place.worker.process.is_alive():
             order = Order(self.out, replace(settings, device=place.device), self.overwrite, log_level())

@@ -54,8 +54,9 @@ class Summary:
         if time.monotonic() >= self._next:
             self._write(last=False)
 
-    def close(self) -> None:
-        """Write all that is not written yet."""
+    def close(self, *, quiet: bool = False) -> None:
+        """Write all that is not written yet; ``quiet``: say nothing if that cannot be."""
+        self._broken = self._broken or quiet
         if self._rows:
             self._write(last=True)
 

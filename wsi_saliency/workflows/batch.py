@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
-from wsi_saliency.errors import BusyError, WsiSaliencyError
+from wsi_saliency.errors import BusyError, NoRoomError, WsiSaliencyError
 from wsi_saliency.workflows.explain import check_job, explain_slide, load_explainer
 from wsi_saliency.workflows.jobs import Outcome
 
@@ -74,7 +74,8 @@ def _attempt(job: Job, work: Callable[[], Result | None]) -> Outcome:
     except BusyError as e:
         return Outcome(job, failure=str(e), busy=True)
     except WsiSaliencyError as e:
-        return Outcome(job, failure=str(e), trace=traceback.format_exc())
+        no_room = isinstance(e, NoRoomError)
+        return Outcome(job, failure=str(e), trace=traceback.format_exc(), no_room=no_room)
     except Exception as e:
         log.debug("%s", job.slide, exc_info=True)
         reason = " ".join(f"{type(e).__name__}: {e}".split())

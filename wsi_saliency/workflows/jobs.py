@@ -35,6 +35,8 @@ class Outcome:
         The traceback of the failure, where there is one.
     unexpected
         Whether the failure is none that the program foresees: the traceback is what explains it.
+    no_room
+        Whether the failure is that nothing can be written where results go: other slides would fail too.
     busy
         Whether nothing was tried, because another run works on the result.
     """
@@ -44,4 +46,5 @@ class Outcome:
     failure: str | None = None
     trace: str | None = None
     unexpected: bool = False
+    no_room: bool = False
     busy: bool = False
