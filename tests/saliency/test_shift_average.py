@@ -113,7 +113,7 @@ def test_a_baseline_that_is_a_picture_is_moved_as_well():
     torch.testing.assert_close(found, total.float(), rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("others", [["none"], []])
+@pytest.mark.parametrize("others", [["none"], ["centred-hook", "none"], []])
 def test_predictions_are_those_of_the_patch_where_it_is(others):
     net, images = small_vit(), torch.randn(2, 3, 32, 48, dtype=torch.float64)
     maps = [MapSpec("blocks.1", method, "gradient") for method in (*others, METHOD)]
@@ -122,7 +122,9 @@ def test_predictions_are_those_of_the_patch_where_it_is(others):
     made = []
     logits = network.explain(images, [torch.zeros(2).long()], lambda spec, i, values: made.append(spec))
     with torch.no_grad():
-        assert torch.equal(logits[METHOD], standard_logits(network.module(images)))
+        expected = standard_logits(network.module(images))
+    torch.testing.assert_close(logits[METHOD], expected, rtol=1e-12, atol=0)
+    assert all(torch.equal(logits[METHOD], logits[other]) for other in others)
     assert made == maps
 
 

@@ -179,7 +179,8 @@ class Network:
         for spec in self.maps if maps is None else maps:
             sharing[_passes_of(spec.method)].append(spec)
         logits: dict[Method, Tensor] = {}
-        for forward, some in sharing.items():
+        unchanged: Tensor | None = None
+        for forward, some in sorted(sharing.items(), key=lambda shared: shared[0] != PLAIN):
             methods = list(dict.fromkeys(spec.method for spec in some))
             with (
                 eval_mode(self.module),
@@ -190,12 +191,18 @@ class Network:
                 asked = AttributionInput(
                     self.module, some, images, targets, baselines, average, steps=self.steps
                 )
-                found = self._explained(asked, self._in_full_precision(take), forward)
+                found = self._explained(asked, self._in_full_precision(take), forward, unchanged)
+            unchanged = found if forward == PLAIN else unchanged
             logits |= dict.fromkeys(methods, found)
         return logits
 
-    def _explained(self, asked: AttributionInput, take: Take, forward: Method) -> Tensor:
-        """Hand on the values of one forward pass, or means over several; returns the images' logits."""
+    def _explained(
+        self, asked: AttributionInput, take: Take, forward: Method, unchanged: Tensor | None
+    ) -> Tensor:
+        """Hand on the values of one forward pass, or means over several; returns the images' logits.
+
+        Those of the network as it is are ``unchanged``, if they are known: another pass differs by rounding.
+        """
         shifts = self._shifts(forward)
         if self.noise is None and shifts == [NO_SHIFT]:
             for found in attribute(asked):
@@ -212,6 +219,8 @@ class Network:
                 totals[spec, i] = totals.get((spec, i), torch.zeros(())) + back / share
         for (spec, i), total in totals.items():
             take(spec, i, total)
+        if unchanged is not None and not SMOOTHING[forward].changes_predictions:
+            return unchanged
         with torch.no_grad():
             return standard_logits(self.module(asked.images))
 
