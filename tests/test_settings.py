@@ -16,6 +16,7 @@ from wsi_saliency.settings import (
     Bounds,
     EvaluationSettings,
     InspectSettings,
+    ModelCheckSettings,
     ModelSettings,
     Option,
     RunSettings,
@@ -24,7 +25,15 @@ from wsi_saliency.settings import (
     whole,
 )
 
-KINDS = [ModelSettings, InspectSettings, RunSettings, BatchSettings, TrainingSettings, EvaluationSettings]
+KINDS = [
+    ModelSettings,
+    InspectSettings,
+    ModelCheckSettings,
+    RunSettings,
+    BatchSettings,
+    TrainingSettings,
+    EvaluationSettings,
+]
 DEFAULTS = [(kind, f.name, f.default) for kind in KINDS for f in fields(kind)]
 NUMBERS = [(kind, name) for kind, name, _ in DEFAULTS if options_of(kind)[name].within]
 CHOICES = [(kind, name) for kind, name, _ in DEFAULTS if options_of(kind)[name].choices]

@@ -21,7 +21,7 @@ from wsi_saliency.settings import BatchSettings, Settings, option, options_of
 BESIDE = {
     "run": {"out", "overwrite", "quiet", "verbose"},
     "inspect": set(),
-    "check-model": set(),
+    "check-model": {"as_json"},
     "train-surrogate": {"out", "quiet"},
     "evaluate": {"out", "overwrite", "quiet"},
 }

@@ -10,7 +10,7 @@ from tests.helpers.slides import section, write_svs
 from wsi_saliency.settings import (
     EvaluationSettings,
     InspectSettings,
-    ModelSettings,
+    ModelCheckSettings,
     RunSettings,
     TrainingSettings,
 )
@@ -18,7 +18,7 @@ from wsi_saliency.settings import (
 SETTINGS = {
     "run": RunSettings,
     "inspect": InspectSettings,
-    "check-model": ModelSettings,
+    "check-model": ModelCheckSettings,
     "train-surrogate": TrainingSettings,
     "evaluate": EvaluationSettings,
 }

@@ -6,9 +6,14 @@ import timm
 import torch
 from torch import nn
 
-from wsi_saliency.models.loading import load_classifier
+from wsi_saliency.models.loading import load_chosen, load_classifier
 from wsi_saliency.settings import ModelSettings
 from wsi_saliency.workflows.describe_model import describe_model, patch_mpp_stride
+from wsi_saliency.workflows.facts import lines_of
+
+
+def described(**named):
+    return lines_of(describe_model(load_chosen(ModelSettings(**named)), named["model"]))
 
 
 def told(lines):
@@ -17,7 +22,7 @@ def told(lines):
 
 def test_a_model_s_facts():
     demo = load_classifier("demo")
-    lines = describe_model(ModelSettings(model="demo"))
+    lines = described(model="demo")
     facts = told(lines)
     assert facts["model"] == "demo"
     assert re.fullmatch(rf"{demo.architecture}, [\d.]+ M parameters", facts["architecture"])
@@ -25,8 +30,8 @@ def test_a_model_s_facts():
     assert facts["mpp"] == f"{demo.mpp:g} µm/px"
     assert facts["normalisation"] == "(pixel / 255 − (0.5, 0.5, 0.5)) / (0.5, 0.5, 0.5)"
     assert facts["classes"] == "0: tumour"
-    assert facts["output"] == "one logit, sigmoid"
-    assert facts["target"] == "tumour (default)"
+    assert facts["output"] == "one logit, not squashed by the network; sigmoid gives probabilities"
+    assert facts["target"] == "0: tumour, the only logit"
     assert facts["sha256"] == demo.sha256
     with torch.no_grad():
         glass = demo.module(torch.ones(1, 3, 224, 224)).sigmoid()  # (255 / 255 − 0.5) / 0.5
@@ -56,13 +61,13 @@ def test_what_a_model_does_not_say_is_told(tmp_path):
     torch.manual_seed(0)
     torch.save(timm.create_model("test_resnet", num_classes=3).state_dict(), path)
     named = {"model": "timm:test_resnet", "weights": path}
-    facts = told(describe_model(ModelSettings(**named)))
+    facts = told(described(**named))
     assert facts["mpp"] == "not stated; 0.5 µm/px is assumed (--model-mpp)"
-    assert facts["target"] == "a run needs --target, a class's index"
-    assert facts["output"] == "3 logits, softmax"
+    assert facts["target"] == "a run needs --target, a class's index: the classes are not named"
+    assert facts["output"] == "3 logits, not squashed by the network; softmax gives probabilities"
     assert facts["classes"] == "not named (3 logits)"
     assert re.fullmatch(r"a white patch scores 0 0\.\d+, 1 0\.\d+, 2 0\.\d+", facts["glass"])
-    given = told(describe_model(ModelSettings(**named, patch=96, model_mpp=1.5)))
+    given = told(described(**named, patch=96, model_mpp=1.5))
     assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
 
 
@@ -70,7 +75,7 @@ def layers_of(architecture, tmp_path, patch=None):
     path = tmp_path / "weights.pt"
     torch.manual_seed(0)
     torch.save(timm.create_model(architecture, num_classes=2).state_dict(), path)
-    lines = describe_model(ModelSettings(model=f"timm:{architecture}", weights=path, patch=patch))
+    lines = described(model=f"timm:{architecture}", weights=path, patch=patch)
     return [text for label, text in lines if label == "layer"], [t for label, t in lines if label == "note"]
 
 

@@ -5,18 +5,28 @@ from __future__ import annotations
 import click
 
 from wsi_saliency.cli.options import Command, examples, options
-from wsi_saliency.cli.terminal import echo_table
-from wsi_saliency.settings import ModelSettings
+from wsi_saliency.cli.terminal import echo_table, speak
+from wsi_saliency.settings import ModelCheckSettings
 
 
 @click.command(
     "check-model",
     cls=Command,
-    epilog=examples("check-model demo", "check-model timm:resnet18 --weights weights.safetensors"),
+    epilog=examples("check-model demo", "check-model timm:resnet18 --weights weights.safetensors --json"),
 )
-@options(ModelSettings, argument="model")
-def check_model(settings: ModelSettings) -> None:
-    """Say what a classifier is: architecture, input, mpp, classes, strided convolutions, layers, hash."""
-    from wsi_saliency.workflows.describe_model import describe_model
+@click.option("--json", "as_json", is_flag=True, help="Print the same facts as one JSON object.")
+@options(ModelCheckSettings, argument="model")
+def check_model(settings: ModelCheckSettings, as_json: bool) -> None:
+    """Say what a classifier is, and whether it can be trusted with maps.
 
-    echo_table(describe_model(settings))
+    Architecture, input, mpp, classes, what it answers to patches of one colour, its layers, its hash.
+    """
+    speak()
+    from wsi_saliency.workflows import facts
+    from wsi_saliency.workflows.check_model import check_model
+
+    found = check_model(settings)
+    if as_json:
+        click.echo(facts.json_of(found))  # ASCII, which cannot steer the terminal
+    else:
+        echo_table(facts.lines_of(found))

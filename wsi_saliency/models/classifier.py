@@ -64,6 +64,8 @@ class Classifier:
         What a user should be told once when it is used.
     named
         Whether the class names are known; where they are not, they are the logits' numbers.
+    taken_off
+        Class of the module that was its last and made probabilities; None where there was none.
     """
 
     module: nn.Module
@@ -78,6 +80,7 @@ class Classifier:
     sha256: str
     notes: tuple[str, ...] = ()
     named: bool = True
+    taken_off: str | None = None
 
     def normalised(self, patches: NDArray[np.uint8], device: torch.device) -> Tensor:
         """Turn patches (N, P, P, 3), RGB bytes, into what the module takes.
@@ -243,7 +246,8 @@ def _without_squashing(classifier: Classifier) -> Classifier | None:
         return None
     module, taken_off, output = found
     note = f"the {taken_off} at its end is taken off, so that logits are explained"
-    return replace(classifier, module=module, output=output, notes=(*classifier.notes, note))
+    notes = (*classifier.notes, note)
+    return replace(classifier, module=module, output=output, notes=notes, taken_off=taken_off)
 
 
 def _check_logits(classifier: Classifier, logits: Tensor) -> None:

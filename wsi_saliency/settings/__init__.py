@@ -8,6 +8,7 @@ from wsi_saliency.settings.commands import (
     BatchSettings,
     EvaluationSettings,
     InspectSettings,
+    ModelCheckSettings,
     RunSettings,
     TrainingSettings,
 )
@@ -51,6 +52,7 @@ __all__ = [
     "EvaluationSettings",
     "InspectSettings",
     "Method",
+    "ModelCheckSettings",
     "ModelSettings",
     "OmeZarrVersion",
     "Option",

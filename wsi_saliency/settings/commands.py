@@ -50,6 +50,12 @@ class InspectSettings(GridSettings, SlideSettings, ModelSettings):
 
 @documented
 @dataclass(frozen=True, kw_only=True)
+class ModelCheckSettings(TargetSettings, ModelSettings):
+    """What is asked of a classifier before it is trusted with maps."""
+
+
+@documented
+@dataclass(frozen=True, kw_only=True)
 class RunSettings(
     OutputSettings,
     PrecisionSettings,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.settings import InspectSettings
     from wsi_saliency.slides.slide import Slide
-    from wsi_saliency.workflows.describe_model import Lines
+    from wsi_saliency.workflows.facts import Lines
 
 _DEFAULT_GRID = (224, 0.25, 32)  # patch px, mpp and total stride of camelyon16, known without its weights
 
