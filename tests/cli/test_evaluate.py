@@ -52,8 +52,9 @@ def test_an_evaluation_says_its_findings_and_where_its_page_is(call, slide, tmp_
     [
         (
             ["--method", "all"],
-            {"method": ["none", "backward-hook", "centred-hook", "forward-hook", "shift-average"]},
-        ),  # it has no surrogate
+            {"method": ["none", "backward-hook", "centred-hook", "forward-hook"]},
+        ),  # it has no surrogate, and hooks reach it
+        (["--method", "shift-average"], {"method": ["none", "shift-average"]}),
         (["--method", "none,backward-hook"], {"method": ["none", "backward-hook"]}),
         (["--method", " backward-hook , backward-hook,"], {"method": ["none", "backward-hook"]}),
         (["--layer", "8,stage3,16"], {"layer": ["stage3", "stage4"]}),

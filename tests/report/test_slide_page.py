@@ -254,3 +254,10 @@ def test_a_part_of_a_map_is_what_the_whole_has_there(result):
 def test_the_record_of_the_page_is_that_of_the_result(page, result):
     assert json.dumps(result.record["model"]["sha256"]).strip('"') in page
     assert f"{result.record['patches']['tissue']} explained" in page
+
+
+def test_a_classifier_that_states_no_resolution_has_a_page(result, slide):
+    record = result.record | {"model": result.record["model"] | {"mpp": None}}
+    words = slide_page(replace(result, record=record), slide, thumbnail())
+    assert "µm per pixel (assumed: the classifier does not say), patches of" in words
+    assert "assumed: the classifier" not in slide_page(result, slide, thumbnail())

@@ -166,12 +166,19 @@ def _classifier_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [
         ("Classifier", f"{model['uri']} ({model['architecture']})"),
         ("Classes", ", ".join(model["classes"])),
-        ("Resolution", f"{model['mpp']:g} µm per pixel, patches of {model['patch']} pixels"),
+        ("Resolution", f"{_resolution(record)}, patches of {model['patch']} pixels"),
         ("Patches", f"{patches['tissue']} explained, of {patches['grid']} on the slide"),
         ("Device", f"{model['device']}, {model['precision']}"),
         ("Weights (SHA-256)", str(model["sha256"] or "–")),
         ("Versions", ", ".join(f"{name} {version}" for name, version in record["versions"].items())),
     ]
+
+
+def _resolution(record: Mapping[str, Any]) -> str:
+    """Say at which µm per pixel patches were read, and whether the classifier asks for that."""
+    taken = record["slide"]["mpp"]["x"] * record["grid"]["level0_per_canvas_pixel"]["x"]
+    asked = "" if record["model"]["mpp"] is not None else " (assumed: the classifier does not say)"
+    return f"{taken:.4g} µm per pixel{asked}"
 
 
 def _slide_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:

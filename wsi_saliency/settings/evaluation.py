@@ -30,7 +30,8 @@ class ComparisonSettings(Settings):
     heading: ClassVar[str] = "Maps"
     methods: tuple[Method, ...] = option(
         (),
-        f"Of {', '.join(METHODS)}; none is always among them. all: those there are for the classifier.",
+        f"Of {', '.join(METHODS)}; none is always among them. all: those there are for the classifier, "
+        "shift-average only where no hook reaches.",
         flag="method",
         choices=METHODS,
         everything=(),

@@ -20,6 +20,7 @@ from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, choose_device
+from wsi_saliency.saliency.layers import strided_behind_stem
 from wsi_saliency.saliency.network import Network, eval_mode
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.saliency.smoothing import SMOOTHING
@@ -253,11 +254,18 @@ def _say_where_nothing_is_smoothed(classifier: Classifier, blank: Tensor, networ
 
 
 def _available_methods(classifier: Classifier, settings: EvaluationSettings) -> tuple[Method, ...]:
-    """All methods; without the surrogate where none is given and none comes with the classifier."""
+    """All methods that are worth their time.
+
+    The surrogate needs one that is given or comes with the classifier. Averaging over shifts takes five times
+    as long as a hook, and is for networks that no hook reaches.
+    """
+    methods = METHODS
+    if strided_behind_stem(classifier.module):
+        methods = tuple(m for m in methods if SMOOTHING[m].shifts == 1)
     if settings.surrogate is None:
         try:
             surrogate_for(classifier.module)
         except ModelError as reason:
             log.info("surrogate is left out: %s", reason)
-            return tuple(m for m in METHODS if not SMOOTHING[m].imitates)
-    return METHODS
+            methods = tuple(m for m in methods if not SMOOTHING[m].imitates)
+    return methods
