@@ -218,3 +218,14 @@ def test_a_hash_is_64_hexadecimal_digits_in_any_case():
         with pytest.raises(SettingsError, match=r"sha256 \(--sha256\) is .*64 hexadecimal digits") as refusal:
             ModelSettings(sha256=text)
         assert "\x1b" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1/0", "1", "a/b", "1/2/3", "", "-1/2", "1.0/2", "²/3"])
+def test_a_shard_that_is_none_is_refused(shard):
+    with pytest.raises(SettingsError, match=r"shard \(--shard\) is .* it has to be I/N with I from 1 to N"):
+        BatchSettings(shard=shard)
+
+
+def test_a_shard_is_a_number_of_a_count():
+    assert BatchSettings().part is None
+    assert BatchSettings(shard=" 2/4 ").part == (2, 4)

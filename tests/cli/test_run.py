@@ -229,6 +229,26 @@ def test_a_bad_slide_among_others_is_named_at_the_end(call, tmp_path):
 
 
 @pytest.mark.usefixtures("spots")
+def test_the_slides_of_a_list_and_some_of_them(call, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        write_svs(tmp_path / "in" / f"{name}.svs", [PICTURE], mpp=None, power=None)
+    (tmp_path / "list.csv").write_text("path,mpp\nin/a.svs,0.5\nin/b.svs,1\nin/c.svs,0.5\n")
+    result = call("run", "list.csv", "--limit", "2", "--device", "cpu")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert [line.split(":")[0] for line in result.stdout.splitlines()] == ["in/a.svs", "in/b.svs"]
+    record = json.loads((tmp_path / "saliency" / "in" / "b" / "run.json").read_text())
+    assert record["slide"]["mpp"]["x"] == 1
+    again = call("run", "list.csv", "--limit", "2", "--device", "cpu")
+    assert [" kept " in line and "made with" not in line for line in again.stdout.splitlines()] == [
+        True,
+        True,
+    ]
+    (tmp_path / "list.csv").write_text("path,mpp\nin/a.svs,no\n")
+    assert only_line(call("run", "list.csv")) == "list.csv: line 2: mpp 'no' is not a number above 0"
+
+
+@pytest.mark.usefixtures("spots")
 def test_what_the_classifier_notes_is_said_once(call, tmp_path, monkeypatch):
     noted = replace(spot_classifier(64), notes=("for tests only",))
     monkeypatch.setattr(loading, "_load", lambda uri, weights: noted)

@@ -6,6 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from tests.helpers.commands import PICTURE
+from tests.helpers.runs import SETTINGS, explainer_for
 from tests.helpers.slides import section, write_svs
 from wsi_saliency.errors import BusyError, ModelError, SlideError
 from wsi_saliency.settings import RunSettings
@@ -106,3 +108,29 @@ def test_without_a_classifier_nothing_is_tried(ran, tmp_path):
     with pytest.raises(ModelError, match="no weights"):
         ran(no_classifier=ModelError("no weights"))
     assert not (tmp_path / "out").exists()
+
+
+def test_each_slide_can_have_an_mpp_and_a_target_of_its_own(tmp_path):
+    jobs = [
+        Job(tmp_path / "a.svs", Path("a"), mpp=0.25, targets=("nix",)),
+        Job(tmp_path / "b.svs", Path("b"), mpp=1.0, targets=("normal", "tumour")),
+        Job(tmp_path / "c.svs", Path("c")),
+    ]
+    for job in jobs:
+        write_svs(job.slide, [PICTURE])
+    loaded = []
+
+    def load(settings):
+        loaded.append(settings.targets)
+        return explainer_for(settings)
+
+    outcomes = list(map(SlideWork(tmp_path / "out", SETTINGS, load=load), jobs))
+    assert loaded == [("0",)]
+    assert "no class 'nix'" in outcomes[0].failure
+    records = [outcome.result.record for outcome in outcomes[1:]]
+    assert [record["slide"]["mpp"]["x"] for record in records] == [1.0, 0.5]
+    assert [[target["name"] for target in record["targets"]] for record in records] == [
+        *(["normal", "tumour"], ["tumour"])
+    ]
+    assert records[0]["settings"]["targets"] == ["normal", "tumour"]
+    assert records[1]["settings"]["mpp"] is None

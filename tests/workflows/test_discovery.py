@@ -17,7 +17,7 @@ from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Size
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.readers.dicom import series_of
-from wsi_saliency.workflows.discovery import find_slides
+from wsi_saliency.workflows.discovery import Job, chosen, find_slides
 
 GROWING = ".a.0123abcd.growing"  # what a run that was killed leaves beside the folder `a`
 
@@ -221,3 +221,25 @@ def test_nothing_found_is_an_error(tree, text, message):
 def test_slides_are_found_without_torch():
     code = "import sys, wsi_saliency.workflows.discovery as _; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
+
+
+def test_each_slide_is_in_one_shard_and_stays_in_it():
+    jobs = [Job(Path(f"{i}.svs"), Path(f"{i}")) for i in range(200)]
+    shards = [chosen(jobs, shard=(i, 3)) for i in (1, 2, 3)]
+    assert sorted(job.name for shard in shards for job in shard) == sorted(job.name for job in jobs)
+    assert min(map(len, shards)) > 40
+    assert [chosen(jobs[::2], shard=(i, 3)) for i in (1, 2, 3)] == [
+        [job for job in shard if job in jobs[::2]] for shard in shards
+    ]
+    assert [job.name for job in chosen(jobs[:4], shard=(2, 3))] == [
+        Path("1"),
+        Path("2"),
+        Path("3"),
+    ]  # on every machine
+
+
+def test_a_limit_takes_the_first_of_the_shard():
+    jobs = [Job(Path(f"{i}.svs"), Path(f"{i}")) for i in range(20)]
+    assert chosen(jobs, 3) == jobs[:3]
+    assert chosen(jobs, 3, (2, 2)) == chosen(jobs, None, (2, 2))[:3]
+    assert chosen(jobs, 100) == chosen(jobs) == jobs

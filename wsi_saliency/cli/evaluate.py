@@ -41,10 +41,10 @@ def evaluate(
     """
     speak(quiet=quiet)
     from wsi_saliency.report.findings import findings
-    from wsi_saliency.workflows.discovery import find_slides
+    from wsi_saliency.workflows.discovery import find_paths
     from wsi_saliency.workflows.evaluate import evaluate_slides
 
-    paths = [job.slide for job in find_slides(slides)]
+    paths = find_paths(slides)
     evaluation = evaluate_slides(paths, out, settings, overwrite=overwrite, progress=not quiet)
     if not quiet:
         for sentence in findings(evaluation):

@@ -38,10 +38,10 @@ def train_surrogate(slides: tuple[str, ...], out: Path, settings: TrainingSettin
     alike. Ends with how well predictions and layers are kept on patches held out.
     """
     speak(quiet=quiet)
-    from wsi_saliency.workflows.discovery import find_slides
+    from wsi_saliency.workflows.discovery import find_paths
     from wsi_saliency.workflows.train import checkpoint_of, report, train_surrogate_on_slides
 
-    paths = [job.slide for job in find_slides(slides)]
+    paths = find_paths(slides)
     try:
         surrogate = train_surrogate_on_slides(paths, out, settings, progress=not quiet)
     except KeyboardInterrupt as e:

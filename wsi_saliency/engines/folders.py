@@ -10,21 +10,18 @@ import time
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wsi_saliency.engines.bars import NoBars, TerminalBars
 from wsi_saliency.engines.direct import DirectEngine
+from wsi_saliency.engines.kept import KeptResults
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.engines.summary import Summary
 from wsi_saliency.errors import BusyError, NoRoomError, OutputError
 from wsi_saliency.files import check_folder, folders_above, locked, replacing
-from wsi_saliency.heatmap.result import Result, differences
 from wsi_saliency.messages import storable
-from wsi_saliency.models.hashes import weights_hash
 from wsi_saliency.report.slides import FAILED, SUMMARY, SlideRow
 from wsi_saliency.settings import BatchSettings
-from wsi_saliency.workflows.jobs import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -32,7 +29,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.engines.protocol import Engine
     from wsi_saliency.settings import RunSettings
-    from wsi_saliency.workflows.jobs import Job
+    from wsi_saliency.workflows.jobs import Job, Outcome
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +67,7 @@ class FolderRun:
     ) -> None:
         self._out, self._settings, self._engine = out, settings, engine
         self._overwrite, self._fail_fast, self._logs = overwrite, fail_fast, logs
+        self._results = KeptResults(out, settings)
         self._was_there = False
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -113,17 +111,18 @@ class FolderRun:
 
     def _row(self, outcome: Outcome) -> SlideRow:
         """Return what the table says of an outcome."""
-        slide, name = outcome.job.slide, outcome.job.name
+        job, drawn = outcome.job, storable(str(outcome.job.annotations or ""))
         if outcome.result is not None:
-            return SlideRow.of(slide, name, outcome.result)
-        log_file = _log_name(name)
+            return replace(SlideRow.of(job.slide, job.name, outcome.result), annotations=drawn)
+        log_file = _log_name(job.name)
         return SlideRow(
-            storable(str(slide)),
+            storable(str(job.slide)),
             FAILED,
-            storable(name.as_posix()),
+            storable(job.name.as_posix()),
             storable(outcome.failure or ""),
             when=_now(),
             error_log=storable(log_file.as_posix()) if (self._out / log_file).exists() else "",
+            annotations=drawn,
         )
 
     def _all(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -149,26 +148,7 @@ class FolderRun:
                 left, held = yield from self._when_free([*held, *(outcome.job for outcome in busy)])
 
     def _kept(self, job: Job) -> Outcome | None:
-        """Return the outcome of a slide whose complete result stays as it is."""
-        if self._overwrite or (result := Result.read(self._out / job.name)) is None:
-            return None
-        try:
-            unlike = differences(result, job.slide, self._settings, self._hashes)
-            kept = job.slide.exists() and (bool(unlike) or self._has_all(result))
-        except (OutputError, AttributeError, KeyError, TypeError, ValueError):
-            return None  # a damaged record; whoever runs the slide says so
-        if not kept:
-            return None
-        return Outcome(job, replace(result, kept=True, differences=unlike))
-
-    def _has_all(self, result: Result) -> bool:
-        return result.has(self._settings) and not result.lacks_exports(self._settings)
-
-    @cached_property
-    def _hashes(self) -> dict[str, str | None] | None:
-        """Hash of the weights, if they are a file that is there; else results are compared by settings."""
-        known = weights_hash(self._settings.model, self._settings.weights)
-        return None if known is None else {"sha256": known}
+        return None if self._overwrite else self._results.outcome(job)
 
     def _when_free(self, jobs: list[Job]) -> Generator[Outcome, None, tuple[list[Job], list[Job]]]:
         """Wait for other runs, and yield what they have made.

@@ -49,6 +49,8 @@ class SlideRow:
         Where the result is, or was to be, below the output folder; no two rows have the same.
     error_log
         File with the traceback of a failure, below the output folder.
+    annotations
+        What was drawn on the slide, if a list of slides said so.
     """
 
     slide: str
@@ -64,6 +66,7 @@ class SlideRow:
     seconds: str = ""
     when: str = ""
     error_log: str = ""
+    annotations: str = ""
 
     @classmethod
     def of(cls, slide: Path, name: Path, result: Result) -> SlideRow:

@@ -6,6 +6,7 @@ classifier, which comes last, is shown and written first.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -97,6 +98,28 @@ class BatchSettings(Settings):
         none="none",
     )
     fail_fast: bool = option(False, "End at the first slide that fails; otherwise the others are done.")
+    limit: int | None = option(None, "Take the first N slides only.", metavar="N", within=whole(1))
+    shard: str | None = option(
+        None,
+        "Take one of N parts of the slides, dealt by name: 1/4, 2/4, … on four machines.",
+        metavar="I/N",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.part  # which is checked
+
+    @property
+    def part(self) -> tuple[int, int] | None:
+        """Number and count of the parts that ``shard`` says."""
+        if self.shard is None:
+            return None
+        found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*(\d{1,9})\s*", self.shard, re.ASCII)
+        if found is None or not 1 <= int(found[1]) <= int(found[2]):
+            raise SettingsError(
+                f"shard (--shard) is {self.shard!r}; it has to be I/N with I from 1 to N, as 1/4"
+            )
+        return int(found[1]), int(found[2])
 
 
 @dataclass(frozen=True, kw_only=True)

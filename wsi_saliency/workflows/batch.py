@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -53,18 +53,36 @@ class SlideWork:
     progress: bool | Progress = False
     load: Callable[[RunSettings], Explainer] | None = None
     _explainer: Explainer | None = field(default=None, init=False)
+    _targets: tuple[str, ...] = field(default=(), init=False)  # those of the explainer
 
     def __call__(self, job: Job) -> Outcome:
         """Explain a slide."""
         how = {"overwrite": self.overwrite, "wait": self.wait}
-        slide, folder = job.slide, self.out / job.name
+        slide, folder, settings = job.slide, self.out / job.name, job.settings(self.settings)
         if self._explainer is None or not slide.exists():
-            checked = _attempt(job, partial(check_job, slide, folder, self.settings, **how))
+            checked = _attempt(job, partial(check_job, slide, folder, settings, **how))
             if checked.failure is not None:
                 return checked
-            self._explainer = self._explainer or (self.load or load_explainer)(self.settings)
-        explain = partial(explain_slide, slide, folder, self.settings, explainer=self._explainer, **how)
-        return _attempt(job, partial(explain, progress=self.progress))
+            self._explainer = self._explainer or self._loaded(job)
+
+        def explain() -> Result:
+            explainer = self._explaining(settings.targets)
+            return explain_slide(slide, folder, settings, explainer=explainer, progress=self.progress, **how)
+
+        return _attempt(job, explain)
+
+    def _loaded(self, job: Job) -> Explainer:
+        """Load the classifier; a target of one slide only, which there may not be, is found out later."""
+        self._targets = self.settings.targets if job.targets is None else ("0",)
+        return (self.load or load_explainer)(replace(self.settings, targets=self._targets))
+
+    def _explaining(self, targets: tuple[str, ...]) -> Explainer:
+        """Return the explainer of some targets."""
+        assert self._explainer is not None
+        if targets != self._targets:
+            indices = self._explainer.classifier.target_indices(targets)
+            self._explainer, self._targets = replace(self._explainer, targets=indices), targets
+        return self._explainer
 
 
 def _attempt(job: Job, work: Callable[[], Result | None]) -> Outcome:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import hashlib
+import os
 from collections import Counter
 from itertools import chain, takewhile
 from pathlib import Path
@@ -13,37 +15,42 @@ from wsi_saliency.heatmap.result import RUN_JSON, is_map_file
 from wsi_saliency.slides.opening import is_slide_name
 from wsi_saliency.slides.readers.dicom import series_of
 from wsi_saliency.workflows.jobs import Job
+from wsi_saliency.workflows.lists import Listed, is_list, read_list
 from wsi_saliency.working import is_working_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 
 
 def find_slides(inputs: Iterable[str | Path]) -> list[Job]:
-    """Find the slides that files, folders and glob patterns name, in a stable order, each once.
+    """Find the slides that files, folders, glob patterns and lists name, in a stable order, each once.
 
     A folder is searched with all folders below it. What this program has written there is left out, and of
     the ``.dcm`` files in one folder that are parts of one slide, the first stands for all. Results keep the
-    slides' paths below that folder, or below the part of a pattern before its first wildcard; they never lie
-    above. Slides that differ in their suffix only keep it in the name of their results, and so does one whose
-    results would hold those of others.
+    slides' paths below that folder, below the part of a pattern before its first wildcard, or below the
+    folder of a list; they never lie above. Slides that differ in their suffix only keep it in the name of
+    their results, and so does one whose results would hold those of others.
 
     Raises
     ------
     SlideError
-        If a folder or a pattern has no slides, or the results of two slides would share a folder.
+        If a folder or a pattern has no slides, a list is wrong, or the results of two slides would share a
+        folder.
     """
-    found: dict[Path, tuple[Path, Path]] = {}
-    for slide, name in chain.from_iterable(_expand(text) for text in inputs):
-        found.setdefault(slide.resolve(), (slide, name))
+    found: dict[Path, tuple[Listed, Path]] = {}
+    for listed, name in chain.from_iterable(_expand(text) for text in inputs):
+        key, says_more = listed.slide.resolve(), listed != Listed(listed.slide)
+        if says_more or key not in found:
+            found[key] = (listed, name)
     stems = Counter(_stem(name) for _, name in found.values())
     above = {folder for stem in stems for folder in stem.parents}
     jobs: dict[Path, Job] = {}
-    for slide, name in found.values():
-        stem = _stem(name)
-        job = Job(slide, stem if stems[stem] == 1 and stem not in above else _whole(name))
+    for listed, name in found.values():
+        stem, slide = _stem(name), listed.slide
+        place = stem if stems[stem] == 1 and stem not in above else _whole(name)
+        job = Job(slide, place, listed.mpp, listed.targets, listed.annotations)
         if job.name in jobs or job.name in above:
             others = jobs[job.name].slide if job.name in jobs else "slides in a folder of that name"
             raise SlideError(
@@ -52,6 +59,46 @@ def find_slides(inputs: Iterable[str | Path]) -> list[Job]:
             )
         jobs[job.name] = job
     return list(jobs.values())
+
+
+def find_paths(inputs: Iterable[str | Path]) -> list[Path]:
+    """Find slides as `find_slides` does, for work in which none can have settings of its own.
+
+    Raises
+    ------
+    SlideError
+        As `find_slides`, or if a list says more of a slide than its path.
+    """
+    jobs = find_slides(inputs)
+    for job in jobs:
+        if (job.mpp, job.targets, job.annotations) != (None, None, None):
+            raise SlideError(
+                f"{job.slide}: the list says more than its path, which only run uses; leave other columns out"
+            )
+    return [job.slide for job in jobs]
+
+
+def chosen(jobs: Sequence[Job], limit: int | None = None, shard: tuple[int, int] | None = None) -> list[Job]:
+    """Return a part of the slides.
+
+    Parameters
+    ----------
+    jobs
+        All slides.
+    limit
+        So many of them at most, the first ones; after the shard is taken.
+    shard
+        Number, from 1 on, and count of the parts that slides are dealt into by their names: a slide stays in
+        its part whatever others there are.
+    """
+    number, count = shard or (1, 1)
+    mine = [job for job in jobs if _dealt(job.name, count) == number]
+    return mine[:limit]
+
+
+def _dealt(name: Path, count: int) -> int:
+    digest = hashlib.sha256(os.fsencode(name.as_posix())).digest()
+    return int.from_bytes(digest[:8]) % count + 1
 
 
 def _stem(name: Path) -> Path:
@@ -63,8 +110,23 @@ def _whole(name: Path) -> Path:
     return name.with_name(name.name.replace(".", "_"))
 
 
-def _expand(text: str | Path) -> Iterator[tuple[Path, Path]]:
+def _expand(text: str | Path) -> Iterator[tuple[Listed, Path]]:
     """Yield slides with the path that their results keep."""
+    path = Path(text)
+    if is_list(path):
+        yield from ((row, _below(path.parent, row.slide)) for row in read_list(path))
+    else:
+        yield from ((Listed(slide), name) for slide, name in _named(text))
+
+
+def _below(folder: Path, slide: Path) -> Path:
+    """Return a slide's path below a folder; of one that lies elsewhere, its name."""
+    path = Path(os.path.normpath(os.path.relpath(slide, folder)))
+    return Path(slide.name) if ".." in path.parts else path
+
+
+def _named(text: str | Path) -> Iterator[tuple[Path, Path]]:
+    """Yield the slides that a file, a folder or a pattern names."""
     path = Path(text)
     if not str(text).strip():
         raise SlideError(f"{str(text)!r} names no slide; name a slide, a folder with slides or a pattern")

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.settings import RunSettings
 
 
 @dataclass(frozen=True)
 class Job:
-    """A slide and the folder, below the output folder, where its results go."""
+    """A slide and the folder, below the output folder, where its results go.
+
+    Parameters
+    ----------
+    slide, name
+        The slide, and the folder.
+    mpp, targets
+        Settings of this slide; None: those of all slides.
+    annotations
+        What was drawn on the slide, if a list of slides says so.
+    """
 
     slide: Path
     name: Path
+    mpp: float | None = None
+    targets: tuple[str, ...] | None = None
+    annotations: Path | None = None
+
+    def settings(self, common: RunSettings) -> RunSettings:
+        """Return what is computed for this slide."""
+        targets = common.targets if self.targets is None else self.targets
+        return replace(common, mpp=self.mpp or common.mpp, targets=targets)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,52 @@
+"""Results that are there already, and stay: found without torch, in milliseconds each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from wsi_saliency.errors import OutputError
+from wsi_saliency.heatmap.result import Result, differences
+from wsi_saliency.models.hashes import weights_hash
+from wsi_saliency.workflows.jobs import Outcome
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.jobs import Job
+
+
+@dataclass
+class KeptResults:
+    """The complete results of an output folder, compared with what is asked for now.
+
+    Parameters
+    ----------
+    out, settings
+        The output folder, and what is computed.
+    """
+
+    out: Path
+    settings: RunSettings
+
+    def outcome(self, job: Job) -> Outcome | None:
+        """Return the outcome of a slide whose complete result stays as it is; None if there is work to do."""
+        if (result := Result.read(self.out / job.name)) is None:
+            return None
+        settings = job.settings(self.settings)
+        try:
+            unlike = differences(result, job.slide, settings, self._hashes)
+            done = bool(unlike) or (result.has(settings) and not result.lacks_exports(settings))
+        except (OutputError, AttributeError, KeyError, TypeError, ValueError):
+            return None  # a damaged record; whoever runs the slide says so
+        if not (done and job.slide.exists()):
+            return None
+        return Outcome(job, replace(result, kept=True, differences=unlike))
+
+    @cached_property
+    def _hashes(self) -> dict[str, str | None] | None:
+        """Hash of the weights, if they are a file that is there; else results are compared by settings."""
+        known = weights_hash(self.settings.model, self.settings.weights)
+        return None if known is None else {"sha256": known}
