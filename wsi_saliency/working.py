@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from wsi_saliency.errors import OutputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from pathlib import Path
 
 _GROWING = re.compile(r"\.(.+)\.[0-9a-f]{8}\.growing", re.DOTALL)  # the result that grows there
@@ -128,6 +128,27 @@ def start_anew(work: Path) -> None:
     work.mkdir()
 
 
+def persist(folder: Path, since: float) -> None:
+    """Let all files that have changed since a time survive a power cut, as the journal that is written next.
+
+    Parameters
+    ----------
+    folder
+        Where they lie, however deep.
+    since
+        Seconds since the epoch; a minute more is taken, because file servers have clocks of their own.
+    """
+    for inside, _, files in os.walk(folder):
+        for name in files:
+            path = os.path.join(inside, name)
+            if os.stat(path).st_mtime >= since - 60:
+                number = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+                try:
+                    os.fsync(number)
+                finally:
+                    os.close(number)
+
+
 def resumable(target: Path, *, wanted: bool) -> Path | None:
     """Return the working folder that a dead run on ``target`` has left with a journal, if it is wanted.
 
@@ -140,6 +161,19 @@ def resumable(target: Path, *, wanted: bool) -> Path | None:
         if folder != latest:
             _remove(folder)
     return latest
+
+
+def half_done(targets: Iterable[Path]) -> int:
+    """Count the results that another run can go on with."""
+    names: dict[Path, set[str]] = {}
+    for target in targets:
+        names.setdefault(target.parent, set()).add(target.name)
+    return sum(
+        (of := _GROWING.fullmatch(folder.name)) is not None and of[1] in wanted and _is_resumable(folder)
+        for parent, wanted in names.items()
+        if parent.is_dir()
+        for folder in parent.iterdir()
+    )
 
 
 def _is_resumable(folder: Path) -> bool:

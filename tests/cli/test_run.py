@@ -18,6 +18,7 @@ from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.result import Result
 from wsi_saliency.models import loading
 from wsi_saliency.saliency.engine import Explainer
+from wsi_saliency.workflows import journal
 
 
 @pytest.mark.parametrize(
@@ -89,6 +90,39 @@ def test_an_interrupted_run_says_so_and_leaves_nothing(call, slide, tmp_path, mo
     assert result.exit_code == code
     assert result.stderr == "Interrupted; nothing unfinished was left behind.\n"
     assert list(tmp_path.iterdir()) == [slide]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.usefixtures("spots")
+def test_an_interrupted_run_says_that_the_same_command_goes_on(call, slide, tmp_path, monkeypatch, overwrite):
+    """It ends within five seconds, and the next run explains the other patches only."""
+    for name, value in (("SHORTEST", 0.0), ("COST", 1e9)):
+        monkeypatch.setattr(journal, name, value)
+    explain, calls = Explainer.__call__, []
+
+    def interrupted(*args):
+        calls.append(args)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5)
+        return explain(*args)
+
+    monkeypatch.setattr(Explainer, "__call__", interrupted)
+    command = ["run", slide, "--device", "cpu", "--batch", "2"]
+    began = time.monotonic()
+    first = call(*command, *(["--overwrite"] if overwrite else []))
+    assert time.monotonic() - began < 5
+    assert first.exit_code == 143
+    how = ", without --overwrite," if overwrite else ""
+    assert first.stderr == f"Interrupted; the same command{how} goes on with 1 slide that is half done.\n"
+    assert not (tmp_path / "saliency" / "slide").exists()
+    second = call(*command)
+    assert second.exit_code == 0
+    assert "goes on where an earlier run has ended, 8 of " in second.stderr
+    record = json.loads((tmp_path / "saliency" / "slide" / "run.json").read_text())
+    assert record["resumed"] == 1
+    assert len(calls) - 5 == -(-(record["patches"]["tissue"] - 8) // 2)
+    assert not [name for name in os.listdir(tmp_path / "saliency") if name.startswith(".")]
 
 
 @pytest.mark.usefixtures("spots")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from wsi_saliency.cli.options import Command, examples, options
-from wsi_saliency.cli.terminal import SOME_FAILED, echo, speak
+from wsi_saliency.cli.terminal import SOME_FAILED, echo, interrupted, speak
 from wsi_saliency.settings import BatchSettings, RunSettings
+from wsi_saliency.working import half_done
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -62,17 +63,30 @@ def run(
 
     jobs = chosen(find_slides(slides), batch_settings.limit, batch_settings.part)
     failures, done = [], 0
-    for outcome in explain_jobs(jobs, out, settings, batch_settings, overwrite=overwrite, progress=not quiet):
-        done += 1
-        if outcome.failure is not None:
-            failures.append(outcome.failure)
-            if len(jobs) > 1:
-                echo(f"failed: {outcome.failure}", err=True)
-        elif outcome.result is not None and not quiet:
-            echo(_summary(outcome.job.slide, outcome.result))
+    try:
+        for outcome in explain_jobs(
+            jobs, out, settings, batch_settings, overwrite=overwrite, progress=not quiet
+        ):
+            done += 1
+            if outcome.failure is not None:
+                failures.append(outcome.failure)
+                if len(jobs) > 1:
+                    echo(f"failed: {outcome.failure}", err=True)
+            elif outcome.result is not None and not quiet:
+                echo(_summary(outcome.job.slide, outcome.result))
+    except KeyboardInterrupt as e:
+        raise interrupted(e, _left(half_done(out / job.name for job in jobs), overwrite)) from None
     if failures:
         _report(failures, len(jobs), done)
         raise click.exceptions.Exit(SOME_FAILED)
+
+
+def _left(half: int, overwrite: bool) -> str:
+    """Say what an interrupted run has left."""
+    if not half:
+        return "nothing unfinished was left behind"
+    slides = "1 slide that is half done" if half == 1 else f"{half} slides that are half done"
+    return f"the same command{', without --overwrite,' if overwrite else ''} goes on with {slides}"
 
 
 def _summary(slide: Path, result: Result) -> str:

@@ -75,6 +75,11 @@ class Predictions:
         positive = sum(probability > 0.5 for probability in probabilities)
         return cls(target, len(probabilities), positive, max(probabilities, default=None))
 
+    def adding(self, probability: float) -> Predictions:
+        """Count one patch more."""
+        highest = probability if self.highest is None else max(self.highest, probability)
+        return Predictions(self.target, self.patches + 1, self.positive + (probability > 0.5), highest)
+
     def __str__(self) -> str:
         if self.highest is None:
             return "nothing on this slide was explained: no tissue was found"

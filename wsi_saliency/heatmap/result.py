@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import json
-from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,11 +24,9 @@ from wsi_saliency.mapspec import MapSpec
 from wsi_saliency.settings import ALL_TARGETS, RunSettings, default_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
-
-    WriteRow = Callable[[Sequence[object]], None]
 
 SCHEMA = 1
 COMPLETE = "complete"
@@ -390,27 +387,3 @@ def _shown(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     return "default" if value is None else str(value)
-
-
-@contextmanager
-def tile_table(path: Path, columns: Sequence[str]) -> Iterator[WriteRow]:
-    """Start a table of patches; yields the function that writes a row.
-
-    Raises
-    ------
-    OutputError
-        If it cannot be written.
-    """
-    with ExitStack() as stack:
-        with writing(path):
-            file = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
-        rows = csv.writer(file)
-
-        def write(row: Sequence[object]) -> None:
-            with writing(path):
-                rows.writerow(row)
-
-        write(columns)
-        yield write
-        with writing(path):
-            file.close()

@@ -16,12 +16,14 @@ from wsi_saliency.heatmap.exports import export, export_again
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.result import ZARR, MapFiles, Result, differences, write_record
+from wsi_saliency.heatmap.snapshot import DamagedSnapshotError
 from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.report.slide_page import write_slide_page
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.workflows.journal import Journal
 from wsi_saliency.workflows.plan import Plan, plan_slide, with_drift
 from wsi_saliency.workflows.progress import shown_by
 from wsi_saliency.workflows.record import (
@@ -142,7 +144,9 @@ def explain_slide(
                 return replace(before, kept=True, differences=unlike)
             if before:  # a map that is added has the channels of the others, in their order
                 explainer = replace(explainer, targets=before.target_indices)
-            return _explain(opened, folder, explainer, settings, before, shown_by(progress))
+            return _explain(
+                opened, folder, explainer, settings, before, shown_by(progress), resume=not overwrite
+            )
 
 
 def check_job(
@@ -209,6 +213,8 @@ def _explain(
     settings: RunSettings,
     before: Result | None,
     progress: Progress,
+    *,
+    resume: bool,
 ) -> Result:
     """Make the maps that are not there yet, and put the result in its place."""
     clock = Stopwatch()
@@ -219,12 +225,18 @@ def _explain(
         return replace(before, kept=True)
     if before and grid_facts(plan) != before.record["grid"]:
         return replace(before, kept=True, differences=(_other_grid(plan, before),))
-    with clock.station("drift"):
-        plan = with_drift(plan, settings.workers)
     if not plan.tiles:
         log.warning("%s: no tissue found; the map is complete and empty", slide.path.name)
-    with growing(folder, _may_replace) as work:
-        record, thumbnail = _write_results(plan, settings, work, clock, before, progress)
+    writes = resume or Result.read(folder) is None  # what replaces a result is not gone on with
+    with (
+        growing(folder, _may_replace, resume=resume) as work,
+        Journal.open(work, plan, settings, clock, before, writes=writes) as journal,
+    ):
+        try:
+            record, thumbnail = _write_results(plan, settings, work, journal, before, progress)
+        except DamagedSnapshotError as error:
+            journal.start_anew(str(error))
+            record, thumbnail = _write_results(plan, settings, work, journal, before, progress)
         grown = Result.growing(work, record, folder)
         with clock.station("exports"):
             made = export(grown)
@@ -245,14 +257,17 @@ def _write_results(
     plan: Plan,
     settings: RunSettings,
     work: Path,
-    clock: Stopwatch,
+    journal: Journal,
     before: Result | None,
     progress: Progress,
 ) -> tuple[dict[str, Any], NDArray[np.uint8]]:
     """Explain a slide; write maps and pictures to the folder ``work``; return the record, and a thumbnail."""
-    if before:
+    clock = journal.clock
+    with clock.station("drift"):
+        plan = journal.placed() or with_drift(plan, settings.workers)
+    if before and not journal.saved:
         _carry_over(before, plan, work)
-    heatmaps, predictions = explain_tiles(plan, settings, work, clock, before=before, progress=progress)
+    heatmaps, predictions = explain_tiles(plan, settings, work, journal, before=before, progress=progress)
     earlier = before.maps if before else ()
     files = MapFiles.of([*(found.spec for found in earlier), *plan.maps])
     with clock.station("tiff"):

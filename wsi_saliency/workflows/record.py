@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
 import sys
 import time
@@ -10,6 +12,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from wsi_saliency.heatmap.result import SURROGATE_HASH, MapRecord, with_names
 
@@ -25,6 +29,8 @@ if TYPE_CHECKING:
     from wsi_saliency.workflows.plan import Plan
 
 _PACKAGES = ("wsi-saliency", "torch", "timm", "openslide-python", "tifffile", "zarr", "numpy")
+_OF_NO_VALUE = frozenset({"weights", "surrogate", "batch", "workers", "device", "hotspots"})
+"""Settings that change no value of a map, or of which the model's facts say more."""
 _T = TypeVar("_T")
 
 
@@ -34,12 +40,29 @@ class Stopwatch:
     def __init__(self) -> None:
         self.started = datetime.now(UTC)
         self.seconds: dict[str, float] = {}
+        self.resumed = 0  # runs that were cut short before
         self._start = time.perf_counter()
 
     @property
     def total(self) -> float:
         """Seconds since the start."""
         return time.perf_counter() - self._start
+
+    def facts(self) -> dict[str, Any]:
+        """Return what `go_on` needs, JSON-ready."""
+        return {
+            "started": self.started.isoformat(),
+            "total": self.total,
+            "seconds": dict(self.seconds),
+            "resumed": self.resumed,
+        }
+
+    def go_on(self, earlier: Mapping[str, Any]) -> None:
+        """Add the time of an earlier run, whose `facts` are given with ``started`` as a date."""
+        self.started, self.resumed = earlier["started"], earlier["resumed"] + 1
+        self._start -= earlier["total"]
+        for name, seconds in earlier["seconds"].items():
+            self.seconds[name] = self.seconds.get(name, 0.0) + seconds
 
     @contextmanager
     def station(self, name: str) -> Iterator[None]:
@@ -118,8 +141,36 @@ def run_record(
         "maps": with_names(maps, names),
         "grid": grid_facts(plan),
         "patches": {"grid": len(plan.grid), "tissue": len(plan.tiles)},
-        "versions": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "versions": _versions(),
     }
+
+
+def _versions() -> dict[str, str]:
+    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+
+
+def what_is_asked(plan: Plan, settings: RunSettings, before: Result | None) -> dict[str, Any]:
+    """Collect all that decides what a run computes, JSON-ready: a run that is gone on with has the same."""
+    explainer, path = plan.explainer, plan.slide.path.stat()
+    model = _model_facts(plan, None)
+    del model["batch"]
+    tiles = np.array([(tile.column, tile.row) for tile in plan.tiles], np.int64)
+    facts = {
+        "settings": {k: v for k, v in settings.to_json().items() if k not in _OF_NO_VALUE},
+        "slide file": [*_slide_facts(plan).items(), path.st_mtime_ns],
+        "model": model | {"device": explainer.device.type},
+        "maps": [spec.name for spec in plan.maps],
+        "targets": list(explainer.targets),
+        "patches": [grid_facts(plan), _digest(tiles.tobytes()), _digest(repr(plan.tissue_shares).encode())],
+        "maps that are there": before and _digest(json.dumps(before.record).encode()),
+        "versions": _versions(),
+    }
+    same: dict[str, Any] = json.loads(json.dumps(facts))
+    return same
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def finished(
@@ -129,6 +180,7 @@ def finished(
     return {
         "started": clock.started.isoformat(timespec="seconds"),
         "seconds": {"total": round(clock.total, 3)} | {k: round(v, 3) for k, v in clock.seconds.items()},
+        "resumed": clock.resumed,
         "slowest_station": max(clock.seconds, key=lambda name: clock.seconds[name]),
         "peak_memory_mb": _peak_memory_mb(),
         **record,

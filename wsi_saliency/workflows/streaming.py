@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from itertools import islice
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,9 +18,10 @@ from wsi_saliency.heatmap.result import (
     MapFiles,
     columns_of,
     probability_column,
-    tile_table,
 )
+from wsi_saliency.heatmap.snapshot import named
 from wsi_saliency.heatmap.stitching import Stitcher
+from wsi_saliency.heatmap.tile_table import tile_table
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.workflows.progress import silence
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
     from wsi_saliency.geometry import Tile
     from wsi_saliency.heatmap.ome_zarr import Heatmap
     from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.heatmap.snapshot import State
+    from wsi_saliency.heatmap.tile_table import TileTable
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.engine import Explanation
     from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.journal import Journal, Saved
     from wsi_saliency.workflows.plan import Plan
     from wsi_saliency.workflows.progress import Progress
-    from wsi_saliency.workflows.record import Stopwatch
 
     WriteRows = Callable[[int, NDArray[np.float32]], None]
 
@@ -54,12 +58,20 @@ class MapSink:
     store: HeatmapWriter
 
     @classmethod
-    def create(cls, path: Path, plan: Plan, spec: MapSpec, settings: RunSettings) -> MapSink:
-        """Start the store of a map at ``path``."""
+    def create(
+        cls, path: Path, plan: Plan, spec: MapSpec, settings: RunSettings, saved: Saved | None = None
+    ) -> MapSink:
+        """Start the store of a map at ``path``, or go on where an earlier run has ended.
+
+        Raises
+        ------
+        DamagedSnapshotError
+            If what the earlier run has left is damaged.
+        """
         layer, channels = plan.explainer.geometry(spec), len(plan.explainer.targets)
-        store = HeatmapWriter.create(
-            path, plan.cells(spec), heatmap_info(plan, spec), settings.ome_zarr, settings.range
-        )
+        about = path, plan.cells(spec), heatmap_info(plan, spec), settings.ome_zarr, settings.range
+        arrays = saved and saved.arrays.part(spec.name)
+        store = HeatmapWriter.reopen(*about, arrays.part("store")) if arrays else HeatmapWriter.create(*about)
         stitcher = Stitcher(
             plan.grid,
             plan.tiles,
@@ -69,12 +81,18 @@ class MapSink:
             channels,
             _near_tissue(plan, spec, store.write_rows),
         )
+        if saved and arrays:
+            stitcher.restore(arrays.part("stitcher"), plan.tiles[: saved.done])
         return cls(stitcher, store)
 
     def add(self, tiles: Sequence[Tile], maps: Tensor) -> None:
         """Add the maps (n, T, h, w) of some patches."""
         for tile, cell_maps in zip(tiles, maps.numpy(), strict=True):
             self.stitcher.add(tile, cell_maps)
+
+    def state(self) -> State:
+        """Return what `create` needs to go on."""
+        return named("stitcher", self.stitcher.state()) | named("store", self.store.state())
 
     def finish(self) -> Heatmap:
         """Write what is left, and open the finished map."""
@@ -107,11 +125,42 @@ def heatmap_info(plan: Plan, spec: MapSpec) -> HeatmapInfo:
     )
 
 
+@dataclass
+class _Growth:
+    """All that grows while patches come."""
+
+    sinks: dict[MapSpec, MapSink]
+    rows: _Rows
+    table: TileTable
+    done: int
+    whole: bool = True
+
+    def add(self, tiles: Sequence[Tile], explanation: Explanation) -> None:
+        """Add some patches."""
+        self.whole = False
+        for spec, sink in self.sinks.items():
+            sink.add(tiles, explanation.maps[spec])
+        for row in self.rows.of(tiles, explanation):
+            self.table.write(row)
+        self.done += len(tiles)
+        self.whole = True
+
+    def facts(self) -> dict[str, Any]:
+        said = [(found.positive, found.highest) for found in self.rows.predictions]
+        return {"table": self.table.size(), "said": said}
+
+    def state(self) -> State:
+        state: State = {}
+        for spec, sink in self.sinks.items():
+            state |= named(spec.name, sink.state())
+        return state
+
+
 def explain_tiles(
     plan: Plan,
     settings: RunSettings,
     work: Path,
-    clock: Stopwatch,
+    journal: Journal,
     *,
     before: Result | None = None,
     progress: Progress = silence,
@@ -124,8 +173,8 @@ def explain_tiles(
         What is done.
     work
         The folder that the result grows in.
-    clock
-        Told how long each station takes.
+    journal
+        Told how far it is, and says how far an earlier run was; its clock, how long each station takes.
     before
         The result that the maps are added to: its maps keep their columns of the table.
     progress
@@ -134,25 +183,34 @@ def explain_tiles(
     Returns
     -------
     The finished maps, and what the classifier says of the patches, for each target.
+
+    Raises
+    ------
+    DamagedSnapshotError
+        If what an earlier run has left is damaged.
     """
+    saved, clock = journal.saved, journal.clock
     earlier = [found.spec for found in before.maps] if before else []
     files = MapFiles.of([*earlier, *plan.maps])
-    sinks = {spec: MapSink.create(work / files[spec].ome_zarr, plan, spec, settings) for spec in plan.maps}
-    reader = PatchReader(plan.slide, plan.grid, plan.tiles, settings.workers)
-    rows = _Rows(plan, before)
+    sinks = {
+        spec: MapSink.create(work / files[spec].ome_zarr, plan, spec, settings, saved) for spec in plan.maps
+    }
+    rows = _Rows(plan, before, saved)
     with (
-        tile_table(work / TILES, rows.columns) as write_row,
+        tile_table(work / TILES, rows.columns, saved.table if saved else None) as table,
         progress(plan.slide.path.name, len(plan.tiles)) as advance,
     ):
-        for tiles, patches in clock.iterate("read", reader.batches(plan.explainer.batch)):
-            with clock.station("explain"):
-                explanation = plan.explainer(patches, plan.maps)
-            with clock.station("stitch"):
-                for spec, sink in sinks.items():
-                    sink.add(tiles, explanation.maps[spec])
-                for row in rows.of(tiles, explanation):
-                    write_row(row)
-            advance(len(tiles))
+        growth = _Growth(sinks, rows, table, journal.begin())
+        advance(growth.done)
+        reader = PatchReader(plan.slide, plan.grid, plan.tiles[growth.done :], settings.workers)
+        with journal.noting(growth, plan) as note:
+            for tiles, patches in clock.iterate("read", reader.batches(journal.step)):
+                with clock.station("explain"):
+                    explanation = plan.explainer(patches, plan.maps)
+                with clock.station("stitch"):
+                    growth.add(tiles, explanation)
+                note()
+                advance(len(tiles))
     with clock.station("zarr"):
         return {spec: sink.finish() for spec, sink in sinks.items()}, rows.predictions
 
@@ -169,14 +227,19 @@ def _near_tissue(plan: Plan, spec: MapSpec, write_rows: WriteRows) -> WriteRows:
 class _Rows:
     """Makes the rows of the table of patches, and counts what the classifier says of the targets."""
 
-    def __init__(self, plan: Plan, before: Result | None) -> None:
+    def __init__(self, plan: Plan, before: Result | None, saved: Saved | None) -> None:
+        done = saved.done if saved else 0
+        said = saved.said if saved else [(0, None) for _ in plan.explainer.targets]
         self._plan = plan
-        self._shares = iter(plan.tissue_shares)
-        self._said: list[list[float]] = [[] for _ in plan.explainer.targets]
+        self._shares = iter(plan.tissue_shares[done:])
+        self.predictions = [  # what was said of all patches so far, for each target
+            Predictions(name, done, *counts)
+            for name, counts in zip(plan.explainer.target_names, said, strict=True)
+        ]
         earlier = [found.spec for found in before.maps] if before else []
         names = columns_of([*earlier, *plan.maps], plan.explainer.target_names)
         self._columns = [name for pairs in names.values() for pair in pairs for name in pair]
-        self._earlier = _earlier_figures(before) if before else None
+        self._earlier = islice(_earlier_figures(before), done, None) if before else None
 
     @property
     def columns(self) -> list[str]:
@@ -184,20 +247,14 @@ class _Rows:
         classes = self._plan.explainer.classifier.class_names
         return [*BOX_COLUMNS, *map(probability_column, classes), *self._columns]
 
-    @property
-    def predictions(self) -> list[Predictions]:
-        """What was said of all patches so far, for each target."""
-        pairs = zip(self._plan.explainer.target_names, self._said, strict=True)
-        return [Predictions.of(name, said) for name, said in pairs]
-
     def of(self, tiles: Iterable[Tile], explanation: Explanation) -> Iterator[list[object]]:
         """Yield the rows of some patches."""
         explainer = self._plan.explainer
         scores = probabilities(explanation.logits, explainer.classifier.output).tolist()
         figures = _figures(explanation.maps, self._plan.maps)
         for tile, score, numbers in zip(tiles, scores, figures, strict=True):
-            for said, target in zip(self._said, explainer.targets, strict=True):
-                said.append(score[target])
+            said = zip(self.predictions, explainer.targets, strict=True)
+            self.predictions = [counted.adding(score[target]) for counted, target in said]
             box, tissue = self._plan.grid.level0_box(tile), f"{next(self._shares):.4f}"
             earlier = next(self._earlier) if self._earlier else ()
             made = [f"{value:.6g}" for value in numbers]
