@@ -97,7 +97,7 @@ def test_command_is_run(command, here):
     assert done.exit_code == 0, done.output
     assert done.output
     made = {path.relative_to(here) for path in here.rglob("*") if path not in before}
-    if name in QUICK:
+    if name in QUICK and "--dry-run" not in arguments:
         named = next((after for flag, after in pairwise(arguments) if flag in ("-o", "-p")), "")
         assert any(str(path).startswith(named) for path in made)
     else:

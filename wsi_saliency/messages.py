@@ -38,6 +38,14 @@ def storable(text: str) -> str:
     return _NOT_STORABLE.sub("\ufffd", text)
 
 
+def duration_in_words(seconds: float) -> str:
+    """Return a duration as s, min, h or days, about."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {seconds:.0f} s"
+
+
 class PrintableFormatter(logging.Formatter):
     """Formats records with their messages made `printable`; tracebacks keep their lines."""
 

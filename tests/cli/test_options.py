@@ -19,7 +19,7 @@ from wsi_saliency.errors import SettingsError
 from wsi_saliency.settings import BatchSettings, Settings, option, options_of
 
 BESIDE = {
-    "run": {"out", "overwrite", "quiet", "verbose"},
+    "run": {"out", "overwrite", "dry_run", "quiet", "verbose"},
     "inspect": set(),
     "check-model": {"as_json"},
     "train-surrogate": {"out", "quiet"},

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING
 import click
 
 from wsi_saliency.cli.options import Command, examples, options
-from wsi_saliency.cli.terminal import SOME_FAILED, echo, interrupted, speak
+from wsi_saliency.cli.terminal import SOME_FAILED, echo, echo_table, interrupted, speak
+from wsi_saliency.messages import duration_in_words
+from wsi_saliency.models.wording import bytes_in_words
 from wsi_saliency.settings import BatchSettings, RunSettings
 from wsi_saliency.working import half_done
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.heatmap.result import Result
     from wsi_saliency.mapspec import MapSpec
+    from wsi_saliency.workflows.jobs import Job
 
 
 @click.command(
@@ -39,6 +42,9 @@ if TYPE_CHECKING:
     help="Output folder; each slide gets a folder of its own in it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace complete results; otherwise they are kept.")
+@click.option(
+    "--dry-run", is_flag=True, help="Only say what would be done, and about how long and how large it is."
+)
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks.")
 @options(BatchSettings, name="batch_settings")
@@ -49,6 +55,7 @@ def run(
     settings: RunSettings,
     batch_settings: BatchSettings,
     overwrite: bool,
+    dry_run: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
@@ -58,27 +65,37 @@ def run(
     steady, on two real tumour classifiers: insertion − deletion 0.49, where a random map has 0.21.
     """
     speak(quiet=quiet, verbose=verbose)
-    from wsi_saliency.engines.folders import explain_jobs
     from wsi_saliency.workflows.discovery import chosen, find_slides
 
     jobs = chosen(find_slides(slides), batch_settings.limit, batch_settings.part)
-    failures, done = [], 0
+    if dry_run:
+        _dry_run(jobs, out, settings, overwrite=overwrite)
+        return
     try:
-        for outcome in explain_jobs(
-            jobs, out, settings, batch_settings, overwrite=overwrite, progress=not quiet
-        ):
-            done += 1
-            if outcome.failure is not None:
-                failures.append(outcome.failure)
-                if len(jobs) > 1:
-                    echo(f"failed: {outcome.failure}", err=True)
-            elif outcome.result is not None and not quiet:
-                echo(_summary(outcome.job.slide, outcome.result))
+        failures, done = _explain(jobs, out, settings, batch_settings, overwrite=overwrite, quiet=quiet)
     except KeyboardInterrupt as e:
         raise interrupted(e, _left(half_done(out / job.name for job in jobs), overwrite)) from None
     if failures:
         _report(failures, len(jobs), done)
         raise click.exceptions.Exit(SOME_FAILED)
+
+
+def _explain(
+    jobs: list[Job], out: Path, settings: RunSettings, batch: BatchSettings, *, overwrite: bool, quiet: bool
+) -> tuple[list[str], int]:
+    """Explain slides, with a line on each; return why some failed, and how many were tried."""
+    from wsi_saliency.engines.folders import explain_jobs
+
+    failures, done = [], 0
+    for outcome in explain_jobs(jobs, out, settings, batch, overwrite=overwrite, progress=not quiet):
+        done += 1
+        if outcome.failure is not None:
+            failures.append(outcome.failure)
+            if len(jobs) > 1:
+                echo(f"failed: {outcome.failure}", err=True)
+        elif outcome.result is not None and not quiet:
+            echo(_summary(outcome.job.slide, outcome.result))
+    return failures, done
 
 
 def _left(half: int, overwrite: bool) -> str:
@@ -87,6 +104,37 @@ def _left(half: int, overwrite: bool) -> str:
         return "nothing unfinished was left behind"
     slides = "1 slide that is half done" if half == 1 else f"{half} slides that are half done"
     return f"the same command{', without --overwrite,' if overwrite else ''} goes on with {slides}"
+
+
+def _dry_run(jobs: list[Job], out: Path, settings: RunSettings, *, overwrite: bool) -> None:
+    """Say what a run would do with each slide, and in all."""
+    from wsi_saliency.engines.estimate import Total, estimates
+
+    found = []
+    for estimate in estimates(jobs, out, settings, overwrite=overwrite):
+        found.append(estimate)
+        if estimate.failure is not None:
+            echo(f"failed: {estimate.failure}", err=True)
+        elif estimate.kept:
+            echo(f"{estimate.job.slide}: {_kept(estimate.kept)}")
+        else:
+            echo(f"{estimate.job.slide}: {estimate.patches} patches → {out / estimate.job.name}")
+    total = Total.of(found)
+    duration = "unknown until a slide is done" if total.seconds is None else duration_in_words(total.seconds)
+    left = total.slides - total.kept - total.failed
+    echo_table(
+        [
+            (
+                "slides",
+                f"{total.slides}: {left} to explain, {total.kept} kept, {total.failed} cannot be read",
+            ),
+            ("patches", f"{total.patches}"),
+            ("time", duration),
+            ("space", f"about {bytes_in_words(round(total.size))}"),
+        ]
+    )
+    if total.failed:
+        raise click.exceptions.Exit(SOME_FAILED)
 
 
 def _summary(slide: Path, result: Result) -> str:

@@ -42,7 +42,7 @@ def describe_slide(path: Path, settings: InspectSettings) -> Lines:
         if slide.stated_mpp is None:
             return [*lines, ("tissue", share), ("patches", "unknown without the slide's mpp; give --mpp")]
         lines.append(("tissue", f"{tissue.area_mm2(slide.mpp):.2f} mm², {share}"))
-        patch, mpp, stride, of = _grid_of(settings)
+        patch, mpp, stride, of = grid_of(settings)
         canvas = canvas_for(slide, mpp)
         grid = TileGrid.over(canvas, patch, settings.overlap, int(DEFAULT_LAYER), stride)
         used = int((tissue_shares(grid, tissue) >= settings.tissue_threshold).sum())
@@ -51,7 +51,7 @@ def describe_slide(path: Path, settings: InspectSettings) -> Lines:
     return [*lines, ("patches", text)]
 
 
-def _grid_of(settings: InspectSettings) -> tuple[int, float, int, str]:
+def grid_of(settings: InspectSettings) -> tuple[int, float, int, str]:
     """Patch side, mpp, total stride and whose they are."""
     patch, mpp, stride = _DEFAULT_GRID
     if settings.model != DEFAULT_MODEL or (settings.weights, settings.sha256) != (None, None):

@@ -1,0 +1,146 @@
+"""What a run would do, about how long and how large; the classifier is loaded only if need be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wsi_saliency.engines.kept import KeptResults
+from wsi_saliency.errors import SlideError
+from wsi_saliency.geometry import TileGrid
+from wsi_saliency.heatmap.result import asked_maps
+from wsi_saliency.settings import DEFAULT_LAYER, InspectSettings
+from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.workflows.canvas import canvas_for, tissue_shares
+from wsi_saliency.workflows.describe_slide import grid_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.jobs import Job
+
+_REDUCTIONS = {"input": 1, "last": 32}  # of layers that are not named by their reduction
+_CELL_BYTES = 2 * 4 * 4 / 3  # float32, in two files, with a pyramid; what is empty takes no room
+_MEASURED = 20  # results whose time and size are looked at
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do with a slide.
+
+    Parameters
+    ----------
+    job
+        The slide.
+    kept
+        Its complete result, if that would stay as it is.
+    patches, cells
+        How many patches would be explained, and how many cells of all maps would have a value.
+    failure
+        Why it would fail, in one line.
+    """
+
+    job: Job
+    kept: Result | None = None
+    patches: int = 0
+    cells: float = 0.0
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Total:
+    """What a run would do in all.
+
+    Parameters
+    ----------
+    slides, kept, failed
+        How many slides there are, how many have complete results, and how many cannot be read.
+    patches
+        How many would be explained.
+    seconds
+        How long that may take, from results that are there; None if there are none.
+    size
+        About how many bytes the results may take, from results that are there if there are any.
+    """
+
+    slides: int
+    kept: int
+    failed: int
+    patches: int
+    seconds: float | None
+    size: float
+
+    @classmethod
+    def of(cls, estimates: Sequence[Estimate]) -> Total:
+        """Sum up estimates."""
+        patches = sum(estimate.patches for estimate in estimates)
+        there = [estimate.kept for estimate in estimates if estimate.kept]
+        a_patch = _measured(there[:_MEASURED])
+        return cls(
+            len(estimates),
+            len(there),
+            sum(estimate.failure is not None for estimate in estimates),
+            patches,
+            patches * a_patch[0] if a_patch else None,
+            patches * a_patch[1] if a_patch else sum(estimate.cells for estimate in estimates) * _CELL_BYTES,
+        )
+
+
+def estimates(
+    jobs: Iterable[Job], out: Path, settings: RunSettings, *, overwrite: bool = False
+) -> Iterator[Estimate]:
+    """Look at slides and at their results, and yield what a run would do with each.
+
+    Raises
+    ------
+    ModelError
+        If the classifier's patches are not known without it, and it cannot be loaded.
+    """
+    shared = {field.name: getattr(settings, field.name) for field in fields(InspectSettings)}
+    patches_of = None
+    results = KeptResults(out, settings)
+    for job in jobs:
+        kept = None if overwrite else results.outcome(job)
+        if kept:
+            yield Estimate(job, kept.result)
+            continue
+        patches_of = patches_of or grid_of(InspectSettings(**shared))[:3]
+        try:
+            yield _estimate(job, job.settings(settings), *patches_of)
+        except SlideError as error:
+            yield Estimate(job, failure=str(error))
+
+
+def _estimate(job: Job, settings: RunSettings, patch: int, mpp: float, total_stride: int) -> Estimate:
+    reductions = [_reduction(layer) for layer, _, _ in asked_maps(settings)]
+    with open_slide(job.slide, settings.mpp) as slide:
+        canvas = canvas_for(slide, mpp)
+        reduction = int(np.lcm.reduce(reductions))
+        grid = TileGrid.over(canvas, patch, settings.overlap, reduction, total_stride)
+        wanted = int((tissue_shares(grid, tissue_mask(slide)) >= settings.tissue_threshold).sum())
+    channels = max(1, len(settings.targets))
+    return Estimate(job, None, wanted, sum(wanted * channels * (grid.stride / r) ** 2 for r in reductions))
+
+
+def _reduction(layer: str) -> int:
+    """Guess how many canvas pixels a cell of a layer has; a name does not say it."""
+    return int(layer) if layer.isdigit() and int(layer) else _REDUCTIONS.get(layer, int(DEFAULT_LAYER))
+
+
+def _measured(results: Sequence[Result]) -> tuple[float, float] | None:
+    """Return seconds and bytes for a patch, from results that are there; None if they have no patches."""
+    current = [result for result in results if result.is_current]
+    patches = sum(result.record["patches"]["tissue"] for result in current)
+    if not patches:
+        return None
+    seconds = sum(result.record["seconds"]["total"] for result in current)
+    size = sum(
+        path.stat().st_size for result in current for path in result.folder.rglob("*") if path.is_file()
+    )
+    return seconds / patches, size / patches
