@@ -12,7 +12,7 @@ from filelock import FileLock
 
 from wsi_saliency import working
 from wsi_saliency.files import growing, locked
-from wsi_saliency.working import journal_of, start_anew
+from wsi_saliency.working import half_done, journal_of, persist, start_anew
 
 
 def killed(out, code="kill()"):
@@ -150,3 +150,25 @@ def test_what_somebody_else_has_begun_is_not_gone_on_with(tmp_path, monkeypatch)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)
     with growing(tmp_path / "out", resume=True) as work:
         assert names_in(work) == []
+
+
+def test_results_that_can_be_gone_on_with_are_counted(tmp_path):
+    killed(tmp_path / "a" / "out")
+    killed(tmp_path / "b")
+    (tmp_path / ".c.0123abcd.growing" / "new").mkdir(parents=True)  # without a journal
+    targets = [tmp_path / name for name in ("a/out", "b", "c", "d", "missing/e")]
+    assert half_done(targets) == 2
+    assert half_done(targets[2:]) == 0
+
+
+def test_what_has_changed_is_put_on_the_disk_and_nothing_else(tmp_path, monkeypatch):
+    """Two minutes before the time is long ago; half a minute may be the file server's clock."""
+    (tmp_path / "below").mkdir()
+    ages = {"old": -120, "below/recent": -30, "below/new": 5}
+    for name, age in ages.items():
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (0, 1e9 + age))
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_ino))
+    persist(tmp_path, 1e9)
+    assert sorted(synced) == sorted((tmp_path / name).stat().st_ino for name in list(ages)[1:])

@@ -292,3 +292,11 @@ def test_the_channel_that_is_asked_for_is_drawn(tmp_path: Path, monkeypatch: pyt
         )
         said.append((tmp_path / f"{channel}.png").read_bytes())
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("said", [[], [0.5], [0.2, 0.9, 0.6], [0.51, 0.1, 0.1]])
+def test_predictions_that_are_added_one_by_one_are_those_of_all(said):
+    counted = Predictions.of("tumour", [])
+    for probability in said:
+        counted = counted.adding(probability)
+    assert counted == Predictions.of("tumour", said)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime
 
 import pytest
 
@@ -30,3 +31,18 @@ def test_iterating_counts_the_wait_and_not_the_work():
         time.sleep(0.05)
     assert seen == [0, 1, 2]
     assert 0.03 <= clock.seconds["read"] <= clock.total - 0.15
+
+
+def test_a_watch_that_goes_on_has_the_time_of_both_runs():
+    earlier, now = Stopwatch(), Stopwatch()
+    with earlier.station("read"):
+        pass
+    with now.station("read"), now.station("explain"):
+        pass
+    facts = earlier.facts() | {"total": 100.0, "seconds": {"read": 60.0, "tiff": 7.0}, "resumed": 2}
+    seconds, started = dict(now.seconds), datetime.fromisoformat(facts["started"])
+    now.go_on(facts | {"started": started})
+    assert started == earlier.started == now.started
+    assert now.resumed == 3
+    assert now.seconds == seconds | {"read": seconds["read"] + 60.0, "tiff": 7.0}
+    assert 100 <= now.total < 110

@@ -34,7 +34,8 @@ class _Commands(click.Group):
             except WsiSaliencyError as e:
                 raise click.ClickException(printable(str(e))) from e
             except KeyboardInterrupt as e:
-                raise interrupted(e, "nothing unfinished was left behind") from None
+                kept = "; ".join(getattr(e, "__notes__", ()))
+                raise interrupted(e, kept or "nothing unfinished was left behind") from None
 
 
 def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:

@@ -232,9 +232,13 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
         """Say what a failure leaves. What fails again at once, as nobody expects, is not gone on with."""
-        if not isinstance(error, Exception) or not journal_of(self.work).exists():
+        if error is None or not journal_of(self.work).exists():
             return
-        if self.saved and not self._got_further and not isinstance(error, WsiSaliencyError):
+        if isinstance(error, KeyboardInterrupt):  # whoever ends the program says it
+            error.add_note(f"the same command goes on with {self._slide}")
+            return
+        unexpected = isinstance(error, Exception) and not isinstance(error, WsiSaliencyError)
+        if unexpected and self.saved and not self._got_further:
             journal_of(self.work).unlink()
         else:
             log.warning("%s: %s kept; the next run goes on there", self._slide, self._how_far())
