@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 import json
-import re
 from dataclasses import replace
 
 import pytest
 
 from tests.helpers.commands import WITHOUT_LOGITS, left, only_line
+from tests.helpers.facts import check_same
 from tests.helpers.nets import spot_classifier
-from tests.helpers.paths import ROOT
+from tests.helpers.pictures import write_pictures
 from wsi_saliency.models import loading
 
 
@@ -34,37 +34,6 @@ def test_a_classifier_without_logits(call, tmp_path, monkeypatch, module):
     assert left(tmp_path) == []
 
 
-LABELS = {"patch": "input", "layers": "layer", "notes": "note", "warnings": "warning"}
-
-
-def entries(told):
-    """Each fact of the JSON by the label of its line, as often as there is one."""
-    for key, value in told.items():
-        for one in value if key in ("layers", "notes", "warnings") else [value]:
-            yield LABELS.get(key, key.replace("_", " ")), one
-
-
-def numbers(value):
-    """All numbers and texts in a value of JSON, but words of programs."""
-    if isinstance(value, dict):
-        return [n for key, inner in value.items() if key != "why" for n in numbers(inner)]
-    return [n for inner in value for n in numbers(inner)] if isinstance(value, list) else [value]
-
-
-def is_in(value, text):
-    """Whether a line says a number of the JSON, at whatever precision, or one of its texts."""
-    if value is None or isinstance(value, bool) or value in ("smooths", "nothing", "changes"):
-        return True
-    if isinstance(value, str):
-        return value in text
-    said = [
-        (float(n), len(n.partition(".")[2])) for n in re.findall(r"-?\d+(?:\.\d+)?", text.replace("one", "1"))
-    ]
-    return any(
-        abs(number * scale - value) <= 0.51 * scale * 10**-d for number, d in said for scale in (1, 1e6)
-    )
-
-
 def both(call, *arguments):
     """Lines and JSON of the same command."""
     as_lines, as_json = call("check-model", *arguments), call("check-model", *arguments, "--json")
@@ -75,13 +44,24 @@ def both(call, *arguments):
 
 def test_lines_and_json_say_the_same_facts(call):
     lines, told = both(call, "demo")
-    assert sorted(label for label, _ in entries(told)) == sorted(label for label, _ in lines)
-    for label, value in entries(told):
-        texts = [text for other, text in lines if other == label]
-        assert any(all(is_in(n, text) for n in numbers(value)) for text in texts), (label, value, texts)
+    check_same(lines, told)
 
 
-def test_every_key_of_the_json_is_documented(call):
-    page = (ROOT / "docs/classifiers.md").read_text()
-    _, told = both(call, "demo")
-    assert [key for key in told if f"| `{key}` |" not in page] == []
+def test_a_sheet_is_written_and_named(call, tmp_path):
+    write_pictures(tmp_path / "pictures", {"tumour/a.png": 90, "normal/b.png": 200}, side=224)
+    result = call("check-model", "demo", "--patches", "pictures", "-o", "sheet.png")
+    assert result.exit_code == 0, result.output
+    assert "patches       2 of 2 pictures of pictures: 224 × 224 px (2)\n" in result.stdout
+    assert "sheet         sheet.png\n" in result.stdout
+    assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_sheet_of_nothing_is_refused(call, tmp_path):
+    assert "give --patches FOLDER or --slide SLIDE" in only_line(call("check-model", "demo", "-o", "a.png"))
+    assert left(tmp_path) == []
+
+
+def test_pictures_or_a_slide(call):
+    result = call("check-model", "demo", "--patches", "a", "--slide", "b.svs")
+    assert result.exit_code == 2
+    assert "choose one" in result.stderr

@@ -21,7 +21,7 @@ from wsi_saliency.settings import BatchSettings, Settings, option, options_of
 BESIDE = {
     "run": {"out", "overwrite", "dry_run", "quiet", "verbose"},
     "inspect": set(),
-    "check-model": {"as_json"},
+    "check-model": {"as_json", "out"},
     "train-surrogate": {"out", "quiet"},
     "evaluate": {"out", "overwrite", "quiet"},
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from PIL import Image
 from torch import nn
 
 from wsi_saliency.evaluation.measured import MapKind
@@ -19,3 +20,10 @@ def pictures(n=5, side=64, seed=0):
 def control_of(kind):
     """The control of a map: the plain one, blurred until it is as smooth."""
     return MapKind(kind.method, kind.attribution, kind.layer, kind.reduction, "blurred-none")
+
+
+def write_pictures(folder, greys, side):
+    """Write pictures of one grey each, by their names below a folder."""
+    for name, grey in greys.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (side, side), (grey,) * 3).save(folder / name)

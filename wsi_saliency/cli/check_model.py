@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from wsi_saliency.cli.options import Command, examples, options
@@ -12,20 +14,32 @@ from wsi_saliency.settings import ModelCheckSettings
 @click.command(
     "check-model",
     cls=Command,
-    epilog=examples("check-model demo", "check-model timm:resnet18 --weights weights.safetensors --json"),
+    epilog=examples(
+        "check-model demo",
+        "check-model timm:resnet18 --weights weights.safetensors --json",
+        "check-model demo --patches pictures/ -o sheet.png",
+    ),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the same facts as one JSON object.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Write a picture of the patches by score, PNG.",
+)
 @options(ModelCheckSettings, argument="model")
-def check_model(settings: ModelCheckSettings, as_json: bool) -> None:
+def check_model(settings: ModelCheckSettings, as_json: bool, out: Path | None) -> None:
     """Say what a classifier is, and whether it can be trusted with maps.
 
-    Architecture, input, mpp, classes, what it answers to patches of one colour, its layers, its hash.
+    Architecture, input, mpp, classes, what it answers to patches of one colour, its layers, its hash; on
+    patches of yours also scores, accuracy, speed, and whether coarser number formats give the same.
     """
     speak()
     from wsi_saliency.workflows import facts
     from wsi_saliency.workflows.check_model import check_model
 
-    found = check_model(settings)
+    found = check_model(settings, out)
     if as_json:
         click.echo(facts.json_of(found))  # ASCII, which cannot steer the terminal
     else:

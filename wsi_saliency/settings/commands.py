@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path  # noqa: TC003 - the command line reads the types
 from typing import TYPE_CHECKING, ClassVar
 
 from wsi_saliency.errors import SettingsError
@@ -38,8 +39,6 @@ from wsi_saliency.settings.parts import (
 )
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from wsi_saliency.settings.parts import Method
 
 
@@ -49,9 +48,33 @@ class InspectSettings(GridSettings, SlideSettings, ModelSettings):
     """What decides which patches of a slide a run would explain."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TriedPatchesSettings(Settings):
+    """On which patches a classifier is tried out."""
+
+    heading: ClassVar[str] = "Patches"
+    pictures: Path | None = option(
+        None,
+        "Try the classifier on the PNG, JPEG and TIFF pictures of a folder; folders in it that are named "
+        "after classes say what pictures show.",
+        flag="patches",
+        metavar="FOLDER",
+    )
+    slide: Path | None = option(
+        None, "Try the classifier on patches from the tissue of a slide.", metavar="SLIDE"
+    )
+    sample: int = option(100, "Patches that are taken, by chance.", metavar="N", within=whole(1))
+    seed: int = varied(SampleSettings, "seed", 0, help="Decides which patches are taken.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.pictures is not None and self.slide is not None:
+            raise SettingsError("pictures (--patches) and slide (--slide) are both given; choose one")
+
+
 @documented
 @dataclass(frozen=True, kw_only=True)
-class ModelCheckSettings(TargetSettings, ModelSettings):
+class ModelCheckSettings(DeviceSettings, TriedPatchesSettings, ReadSettings, TargetSettings, ModelSettings):
     """What is asked of a classifier before it is trusted with maps."""
 
 
