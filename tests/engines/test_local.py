@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -84,9 +85,35 @@ def test_a_worker_starts_once_for_all_slides_and_its_warnings_are_shown_here(ran
     ]
 
 
+def test_a_worker_that_dies_between_two_slides_costs_none(tmp_path):
+    with LocalEngine(tmp_path / "new" / "out", make_work=staged) as engine:
+        (tmp_path / "new").mkdir()
+        said = [outcome.failure for outcome in engine.run(jobs_for("a"), SETTINGS)]
+        worker = int(workers_of(tmp_path / "new")["a"])
+        os.kill(worker, signal.SIGKILL)
+        assert gone(worker)
+        said += [outcome.failure for outcome in engine.run(jobs_for("b"), SETTINGS)]
+    assert said == ["a.svs: done", "b.svs: done"]
+
+
 def test_what_the_classifier_notes_is_said_once_whatever_dies(ran, caplog):
     ran("exits", "a")
     assert [r.getMessage() for r in caplog.records].count("of the classifier") == 1
+
+
+@pytest.mark.parametrize(("name", "function"), [("segfault", "string_at"), ("deaf", "_hang")])
+def test_where_a_worker_died_is_in_the_trace(tmp_path, name, function):
+    with LocalEngine(tmp_path / "out", timeout=1.0, make_work=staged) as engine:
+        (outcome,) = engine.run(jobs_for(name), SETTINGS)
+    assert f" in {function}" in outcome.trace
+    assert 'workers.py", line ' in outcome.trace
+
+
+def test_what_a_dead_worker_has_written_elsewhere_is_removed(ran, tmp_path, monkeypatch):
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    ran("killed", "a", "segfault", "b")
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["hangs", "deaf"])

@@ -126,7 +126,10 @@ class LocalEngine:
         except OutputError as error:
             yield Outcome(job, failure=str(error), no_room=isinstance(error, NoRoomError))
             return
-        if place.worker is None or not place.worker.process.is_alive():
+        if place.worker and not place.worker.process.is_alive():  # it died while it had nothing to do
+            place.worker.kill()
+            place.worker = None
+        if place.worker is None:
             order = Order(self.out, replace(settings, device=place.device), self.overwrite, log_level())
             place.worker = Worker.start(order, self.make_work)
         place.job = job
@@ -153,17 +156,16 @@ class LocalEngine:
         worker, job = self._worker(place), place.job
         assert job is not None
         if not worker.pipe.poll() and self._is_late(place):
-            worker.kill()
             reason = f"stopped after {self.timeout:g} s (--slide-timeout)"
-            yield self._lost(place, Outcome(job, failure=f"{job.slide}: {reason}"))
+            yield self._lost(place, Outcome(job, failure=f"{job.slide}: {reason}", trace=worker.stop()))
             return
         message = worker.hear()
         if message is None:
-            death = worker.death()
+            death, trace = worker.death()
             if not worker.can_work and not self._proven:
                 self._lost(place, Outcome(job))
                 raise ModelError(f"{death} while the classifier was loaded")
-            yield self._lost(place, Outcome(job, failure=f"{job.slide}: {death}"))
+            yield self._lost(place, Outcome(job, failure=f"{job.slide}: {death}", trace=trace))
         elif isinstance(message, Done):
             self._leave(place)
             yield message.outcome

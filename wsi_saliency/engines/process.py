@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
 import signal
+import tempfile
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-from wsi_saliency.engines.worker import LOGGERS, serve
+from wsi_saliency.engines.worker import ASK_WHERE, LOGGERS, serve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
     from wsi_saliency.workflows.jobs import Job
 
 _SHELL_SIGNAL = 128  # and the number of a signal: what a process that a signal has ended reports
+_ANSWERING = 0.5  # seconds that a process may take to write in what code it is
+_LONGEST = 100_000  # bytes of that
 _ENDING = 10.0  # seconds that a process whose pipe has ended may take to be gone
 
 
@@ -41,10 +46,13 @@ class Worker:
         while it loads the classifier.
     since
         When it began with its slide; None while it starts or loads the classifier.
+    last_words
+        What it wrote when it died: in what code it was.
     """
 
     process: SpawnProcess
     pipe: Connection
+    last_words: IO[bytes]
     can_work: bool = False
     since: float | None = field(default=None)
 
@@ -53,11 +61,18 @@ class Worker:
         """Start a process, which imports everything anew: a fork would take locks and devices along."""
         context = multiprocessing.get_context("spawn")
         ours, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, order, make_work), daemon=True)
-        with _signals_later():
-            process.start()
+        number, name = tempfile.mkstemp(prefix="wsi-saliency-")  # the process removes it
+        process = context.Process(target=serve, args=(theirs, order, make_work, Path(name)))
+        try:
+            with _signals_later():
+                process.start()
+        except BaseException:  # such as a signal that had waited
+            if process.pid is not None:
+                process.kill()
+            os.close(number)
+            raise
         theirs.close()
-        return cls(process, ours)
+        return cls(process, ours, os.fdopen(number, "rb"))
 
     def give(self, job: Job) -> None:
         """Let it do a slide."""
@@ -91,13 +106,28 @@ class Worker:
         self.process.kill()
         self.process.join()
         self.pipe.close()
+        self.last_words.close()
 
-    def death(self) -> str:
-        """Say how it ended, after its pipe has."""
+    def stop(self) -> str:
+        """End it at once, and return in what code it was."""
+        if ASK_WHERE is not None and self.process.pid is not None:
+            with suppress(OSError):
+                os.kill(self.process.pid, ASK_WHERE)
+            self.process.join(_ANSWERING)
+        return self._dead()
+
+    def death(self) -> tuple[str, str]:
+        """Say how it ended, after its pipe has, and in what code it was, if it wrote that."""
         self.process.join(_ENDING)
         code = self.process.exitcode
+        return f"the process died ({_cause(code)})", self._dead()
+
+    def _dead(self) -> str:
+        self.process.kill()
+        self.process.join()
+        words = self.last_words.read(_LONGEST).decode("utf-8", "replace")
         self.kill()
-        return f"the process died ({_cause(code)})"
+        return words
 
 
 def _cause(code: int | None) -> str:

@@ -5,6 +5,7 @@ It never outlives its parent: a thread reads the pipe between the two, and its e
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import os
 import queue
@@ -34,6 +35,7 @@ from wsi_saliency.interruption import Interruption, interruptible
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
+    from pathlib import Path
 
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 
 LOGGERS = ("wsi_saliency", "tifffile")  # whose records are shown, as the parent shows its own
 TIDYING = 4.0  # seconds to tidy up, from the signal that asks for it to the end
+ASK_WHERE = getattr(signal, "SIGUSR1", None)  # asks a process in what code it is
 _SHOWN_EVERY = 0.1  # seconds
 
 
@@ -66,9 +69,10 @@ def slide_work(order: Order, send: Send) -> Work:
     return SlideWork(order.out, order.settings, order.overwrite, wait=False, progress=progress, load=load)
 
 
-def serve(pipe: Connection, order: Order, make_work: MakeWork) -> None:
+def serve(pipe: Connection, order: Order, make_work: MakeWork, last_words: Path) -> None:
     """Do the jobs that come through the pipe until it ends; the main function of the process."""
     _leave_terminal_signals_to_the_parent()
+    _tell_where_it_dies(last_words)
     send = _sender(pipe)
     _forward_logs(send, order.log_level)
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
@@ -152,6 +156,16 @@ def _forward_logs(send: Send, level: int) -> None:
         logger.handlers[:] = [_Forward(send)]
         logger.setLevel(level)
         logger.propagate = False
+
+
+def _tell_where_it_dies(file: Path) -> None:
+    """Let the system write to a file, which the parent reads, in what code a crash or a timeout found us."""
+    words = file.open("w", encoding="utf-8")  # open until the end
+    with suppress(OSError):  # some systems keep the names of open files
+        file.unlink()
+    faulthandler.enable(words)
+    if ASK_WHERE is not None:
+        faulthandler.register(ASK_WHERE, words)
 
 
 def _leave_terminal_signals_to_the_parent() -> None:
