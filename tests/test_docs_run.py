@@ -41,8 +41,12 @@ QUICK = {
     ),
     "train-surrogate": "--patches 4 --epochs 1",
     "qupath": "",
+    "render": "",
 }
-BEFORE = {"qupath": "run slides/ -o maps --model demo --overlap 0"}
+BEFORE = {
+    "qupath": "run slides/ -o maps --model demo --overlap 0",
+    "render": "run slide.svs --model demo --overlap 0",
+}
 """What has to be run first, of a command that takes what another has made."""
 COMMANDS = [command for block in to_run("console") for command in block.commands]
 
