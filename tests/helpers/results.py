@@ -19,10 +19,10 @@ from wsi_saliency.heatmap.result import (
     Result,
     columns_of,
     probability_column,
-    tile_table,
     with_names,
     write_record,
 )
+from wsi_saliency.heatmap.tile_table import tile_table
 from wsi_saliency.mapspec import MapSpec
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ class Planted:
         columns = [c for pairs in columns_of(specs, self.targets).values() for pair in pairs for c in pair]
         with tile_table(
             folder / TILES, [*BOX_COLUMNS, *map(probability_column, self.classes), *columns]
-        ) as row:
+        ) as table:
             for box, probabilities, saliency in tiles:
-                row([*box, "1.0000", *probabilities, *saliency])
+                table.write([*box, "1.0000", *probabilities, *saliency])
         write_record(folder, self._record(records, len(tiles)))
         result = Result.read(folder)
         assert result is not None

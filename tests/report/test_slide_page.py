@@ -21,7 +21,7 @@ from wsi_saliency.geometry import Region, Size
 from wsi_saliency.heatmap.overview import map_on_region, map_on_thumbnail
 from wsi_saliency.report import slide_pictures
 from wsi_saliency.report.slide_page import command, slide_page
-from wsi_saliency.report.slide_pictures import apart, jpeg, scale_of
+from wsi_saliency.report.slide_pictures import jpeg, scale_of
 from wsi_saliency.slides.opening import open_slide
 
 W, H, LIMIT = 512, 384, 0.02
@@ -170,18 +170,6 @@ def test_the_strongest_patches_are_those_of_the_table(page, result, slide):
     coloured = np.abs(np.asarray(overlaid).astype(int) - np.asarray(tissue)).sum(axis=-1)
     opaque = scale_of(result.maps[0], 0)(values)[..., 3].astype(float)
     assert np.corrcoef(coloured.ravel(), opaque.ravel())[0, 1] > 0.5
-
-
-def test_chosen_patches_have_nothing_in_common():
-    boxes = np.array([[x, y, 64, 64] for y in range(0, 256, 32) for x in range(0, 256, 32)], float)
-    strengths = np.random.default_rng(0).random(len(boxes))
-    chosen = apart(boxes, strengths, 5)
-    assert chosen[0] == strengths.argmax()
-    assert list(strengths[chosen]) == sorted(strengths[chosen], reverse=True)
-    for i, a in enumerate(chosen):
-        for b in chosen[:i]:
-            assert (np.abs(boxes[a, :2] - boxes[b, :2]) >= 64).any()
-    assert apart(np.empty((0, 4)), np.empty(0), 5) == []
 
 
 def test_busy_pictures_fit_into_their_bytes():

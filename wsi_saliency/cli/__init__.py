@@ -16,6 +16,7 @@ from wsi_saliency.cli import (
     render,
     run,
     train_surrogate,
+    view,
 )
 from wsi_saliency.cli.terminal import echo, interrupted, speak
 from wsi_saliency.errors import WsiSaliencyError
@@ -73,6 +74,7 @@ for _command in (
     train_surrogate.train_surrogate,
     evaluate.evaluate,
     doctor.doctor,
+    view.view,
     qupath.qupath,
     render.render,
 ):

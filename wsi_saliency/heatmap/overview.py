@@ -176,6 +176,14 @@ def thumbnail_size(slide_size: Size) -> Size:
     return Size(panel.w, panel.h)
 
 
+def slide_in_overview(overview: Image.Image, slide_size: Size) -> Image.Image:
+    """Cut the slide, without the map, out of its overview, which may have been made smaller."""
+    layout = _layout(slide_size)
+    scale, box = overview.width / layout.size.w, layout.slide
+    corners = (box.x, box.y, box.x + box.w, box.y + box.h)
+    return overview.crop(tuple(round(edge * scale) for edge in corners)).convert("RGB")  # type: ignore[arg-type]
+
+
 def map_on_thumbnail(heatmap: Heatmap, size: Size, channel: int = 0) -> NDArray[np.float32]:
     """Sample the map at the middle of each pixel of a thumbnail of the whole slide, as `map_on_region`."""
     slide = heatmap.info.slide_size

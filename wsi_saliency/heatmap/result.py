@@ -256,6 +256,15 @@ class Result:
         """Indices of the targets among the classifier's logits."""
         return tuple(target["index"] for target in self.record["targets"])
 
+    def is_dark(self, channel: int) -> bool:
+        """Whether a channel stays dark at first: no patch is predicted as its target, and no range is given.
+
+        Colours by percentiles would make it look like a slide full of it.
+        """
+        positive = self.record["targets"][channel]["positive"]
+        patches = self.record["patches"]["tissue"]
+        return bool(positive == 0 < patches) and self.record["settings"].get("range") is None
+
     def files(self, spec: MapSpec | None = None) -> MapFiles:
         """Return the names of a map's files; of the first map if none is named."""
         specs = [found.spec for found in self.maps]

@@ -14,7 +14,7 @@ from wsi_saliency.geometry import Size
 from wsi_saliency.heatmap.overview import Predictions
 from wsi_saliency.heatmap.result import REPORT, RUN_JSON, probability_column
 from wsi_saliency.report.rendering import rendered
-from wsi_saliency.report.slide_pictures import is_dark, layers, strongest, thumbnail_address
+from wsi_saliency.report.slide_pictures import layers, strongest, thumbnail_address
 from wsi_saliency.settings import RunSettings, options_of
 
 if TYPE_CHECKING:
@@ -102,10 +102,9 @@ def slide_page(result: Result, slide: Slide, thumbnail: NDArray[np.uint8]) -> st
         thumbnail=thumbnail_address(thumbnail),
         size=size,
         layers=list(layers(result, size)),
-        dark={target for number, target in enumerate(result.targets) if is_dark(result, number)},
         histograms=_histograms(result),
         patches=strongest(result, slide),
-        coloured=not is_dark(result, 0),
+        coloured=not result.is_dark(0),
         first=result.maps[0].channels[0],
         command=command(record),
         asked=_asked(record["settings"]),

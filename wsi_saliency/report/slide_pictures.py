@@ -14,7 +14,7 @@ from PIL import Image
 from wsi_saliency.geometry import Region, Size
 from wsi_saliency.heatmap.colours import ColourScale
 from wsi_saliency.heatmap.overview import map_on_region, map_on_thumbnail
-from wsi_saliency.heatmap.result import columns_of, probability_column
+from wsi_saliency.heatmap.strongest import strongest_patches
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.heatmap.ome_zarr import Heatmap
     from wsi_saliency.heatmap.result import MapRecord, Result
+    from wsi_saliency.heatmap.strongest import StrongPatch
     from wsi_saliency.slides.slide import Slide
 
 THUMBNAIL_BYTES, CROP_BYTES = 600_000, 40_000
@@ -69,11 +70,9 @@ class Layer:
 
 @dataclass(frozen=True)
 class Patch:
-    """One of the strongest patches: its box in level-0 pixels, figures, and pictures as addresses."""
+    """One of the strongest patches, and its pictures as addresses."""
 
-    box: tuple[int, int, int, int]
-    strength: float
-    probability: float
+    found: StrongPatch
     tissue: str
     overlaid: str
 
@@ -110,7 +109,7 @@ def layers(result: Result, size: Size) -> Iterator[Layer]:
         heatmap = result.heatmap(found.spec)
         for number, target in enumerate(result.targets):
             scale, address = scale_of(found, number), ""
-            if not is_dark(result, number):
+            if not result.is_dark(number):
                 values = map_on_thumbnail(heatmap, small, number)
                 address = picture_address("png", _layer_png(scale, values))
             name = " · ".join([found.spec.name, target] if len(result.targets) > 1 else [found.spec.name])
@@ -121,13 +120,6 @@ def scale_of(found: MapRecord, channel: int) -> ColourScale:
     """Return the colours of the values that viewers display."""
     window = found.windows[channel]
     return ColourScale.displaying(window.start, window.end, signed=found.signed)
-
-
-def is_dark(result: Result, channel: int) -> bool:
-    """Whether nothing is to be shown for a target, because no patch is predicted as it."""
-    positive = result.record["targets"][channel]["positive"]
-    patches = result.record["patches"]["tissue"]
-    return bool(positive == 0 < patches) and result.record["settings"].get("range") is None
 
 
 def _layer_png(scale: ColourScale, values: NDArray[np.float32]) -> bytes:
@@ -141,42 +133,21 @@ def _layer_png(scale: ColourScale, values: NDArray[np.float32]) -> bytes:
 
 
 def strongest(result: Result, slide: Slide) -> list[Patch]:
-    """Cut out the patches in which the first map is strongest for the first target; none covers another.
-
-    A patch's strength is the largest value in it.
-    """
-    first, target = result.maps[0], result.targets[0]
-    _, most = columns_of([found.spec for found in result.maps], result.targets)[first.spec][0]
-    values = result.tile_values(["x", "y", "w", "h", most, probability_column(target)])
-    heatmap = result.heatmap(first.spec)
-    return [
-        _cut_out(slide, heatmap, scale_of(first, 0), values[row], coloured=not is_dark(result, 0))
-        for row in apart(values[:, :4], values[:, 4], STRONGEST)
-    ]
-
-
-def apart(boxes: NDArray[np.float64], strengths: NDArray[np.float64], most: int) -> list[int]:
-    """Choose the strongest of some boxes ``x, y, w, h``, none of which has a pixel in common with another."""
-    left = np.argsort(-strengths, kind="stable")
-    chosen: list[int] = []
-    while left.size and len(chosen) < most:
-        chosen.append(int(left[0]))
-        x, y, w, h = boxes[left[0]]
-        near = np.abs(boxes[left, 0] - x) < w
-        near &= np.abs(boxes[left, 1] - y) < h
-        left = left[~near]
-    return chosen
+    """Cut out the patches in which the first map is strongest for the first target."""
+    first = result.maps[0]
+    heatmap, scale = result.heatmap(first.spec), scale_of(first, 0)
+    chosen = strongest_patches(result, STRONGEST)[first.spec, 0]
+    return [_cut_out(slide, heatmap, scale, found, coloured=not result.is_dark(0)) for found in chosen]
 
 
 def _cut_out(
-    slide: Slide, heatmap: Heatmap, scale: ColourScale, row: NDArray[np.float64], *, coloured: bool
+    slide: Slide, heatmap: Heatmap, scale: ColourScale, found: StrongPatch, *, coloured: bool
 ) -> Patch:
-    box = (int(row[0]), int(row[1]), int(row[2]), int(row[3]))
-    region, size = Region(*box), Size(_CROP, _CROP)
+    region, size = Region(found.x, found.y, found.w, found.h), Size(_CROP, _CROP)
     tissue = slide.read(region, size)
     overlaid = Image.fromarray(tissue)
     if coloured:
         colours = Image.fromarray(scale(map_on_region(heatmap, region, size)))
         overlaid.paste(colours, mask=colours)
     addresses = (picture_address("jpeg", jpeg(rgb, CROP_BYTES)) for rgb in (tissue, np.asarray(overlaid)))
-    return Patch(box, float(row[4]), float(row[5]), *addresses)
+    return Patch(found, *addresses)

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import io
+from itertools import product
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.helpers.slides import noise, pyramid, write_svs
+from wsi_saliency.geometry import Size
+from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.viewer.tiles import TILE, SlideTiles, TileLayout, as_jpeg
+
+
+@pytest.mark.parametrize(
+    "size", [Size(1, 1), Size(512, 512), Size(513, 40), Size(1300, 2049), Size(100_003, 77)]
+)
+def test_tiles_cover_each_level_once(size):
+    layout = TileLayout(size)
+    assert (
+        2**layout.max_level >= max(size.w, size.h) > 2 ** (layout.max_level - 1) or max(size.w, size.h) == 1
+    )
+    for level in {layout.min_level, layout.max_level}:
+        scale = 2 ** (layout.max_level - level)
+        w, h = -(-size.w // scale), -(-size.h // scale)
+        columns, rows = -(-w // TILE), -(-h // TILE)
+        found = [layout.tile(level, *place) for place in product(range(columns), range(rows))]
+        assert all(found)
+        assert sum(pixels.w * pixels.h for _, pixels in found) == w * h
+        assert {region.w / pixels.w for region, pixels in found} == {scale}
+        assert layout.tile(level, columns, 0) is layout.tile(level, 0, rows) is None
+    assert layout.tile(layout.max_level + 1, 0, 0) is layout.tile(layout.min_level - 1, 0, 0) is None
+    assert layout.tile(layout.min_level, 1, 0) is layout.tile(layout.min_level, 0, 1) is None  # a single one
+
+
+def test_tiles_have_the_pixels_of_the_slide(tmp_path):
+    smooth = np.kron(noise(90, 75), np.ones((16, 16, 1), np.uint8))  # which JPEG keeps well
+    with open_slide(write_svs(tmp_path / "s.svs", pyramid(smooth, (1, 4)))) as slide:
+        tiles = SlideTiles(slide)
+        for level in range(tiles.layout.min_level, tiles.layout.max_level + 1):
+            region, size = tiles.layout.tile(level, 0, 0)
+            assert tiles.jpeg(level, 0, 0) == as_jpeg(slide.read(region, size))
+        region, size = tiles.layout.tile(tiles.layout.max_level, 2, 1)
+        assert (region.x, region.y, size) == (1024, 512, Size(176, 512))
+        shown = np.asarray(Image.open(io.BytesIO(tiles.jpeg(tiles.layout.max_level, 2, 1))))
+        assert np.abs(shown[..., 1].astype(int) - smooth[512:1024, 1024:, 1]).mean() < 12
+        assert tiles.jpeg(tiles.layout.max_level, 9, 9) is None
+
+
+def test_a_tile_is_made_once(tmp_path, monkeypatch):
+    with open_slide(write_svs(tmp_path / "s.svs", [noise(300, 300)])) as slide:
+        tiles = SlideTiles(slide)
+        first = tiles.jpeg(tiles.layout.max_level, 0, 0)
+        monkeypatch.setattr(slide, "read", None)
+        assert tiles.jpeg(tiles.layout.max_level, 0, 0) is first

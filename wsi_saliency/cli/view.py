@@ -1,0 +1,55 @@
+"""``wsi-saliency view``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from wsi_saliency.cli.options import Command, examples
+from wsi_saliency.cli.terminal import INTERRUPTED, echo, speak
+
+
+@click.command(cls=Command, epilog=examples("view saliency/", "view saliency/slide --slide moved/slide.svs"))
+@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.option(
+    "--slide",
+    type=click.Path(path_type=Path),
+    metavar="PATH",
+    help="Where the slide is, if it has moved since; for a single result.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=0,
+    metavar="N",
+    help="Port of the page on this machine; by default any that is free.",
+)
+@click.option("--open/--no-open", "opens", default=True, help="Open the page in a browser; default: --open.")
+def view(out: Path, slide: Path | None, port: int, opens: bool) -> None:
+    """Look at results (OUT: a folder that run has written) in a browser, each map over its slide.
+
+    The page is served by this program, to this machine only, until Ctrl-C. Nothing is written, and nothing is
+    fetched from elsewhere. The address has a secret part: whoever has it can look as long as this runs.
+    """
+    speak()
+    import webbrowser
+    from threading import Thread
+
+    from wsi_saliency.viewer.server import Server
+    from wsi_saliency.viewer.site import Site
+    from wsi_saliency.workflows.project import find_results
+
+    results = find_results(out)
+    if slide is not None and len(results) > 1:
+        raise click.UsageError(f"--slide is for a single result, and {out} has {len(results)}")
+    with Site(results, slide) as site, Server(site, port) as server:
+        echo(f"{server.url}  (Ctrl-C ends it)")
+        if opens:
+            Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt as signal:
+            if getattr(signal, "exit_code", INTERRUPTED) != INTERRUPTED:
+                raise
+            echo("Ended.", err=True)

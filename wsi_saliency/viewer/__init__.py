@@ -1,0 +1,1 @@
+"""The local page on which slides and their maps are looked at."""
