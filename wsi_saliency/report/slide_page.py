@@ -111,6 +111,7 @@ def slide_page(result: Result, slide: Slide, thumbnail: NDArray[np.uint8]) -> st
         classifier=_classifier_facts(record),
         slide_facts=_slide_facts(record),
         neighbours=neighbours,
+        folder=shlex.quote(result.home.name),
         script=next((n.name for n in neighbours if n.name.endswith(".groovy")), ""),
         stores=[result.files(found.spec).ome_zarr for found in result.maps],
         tiffs=[result.files(found.spec).ome_tiff for found in result.maps],
