@@ -212,6 +212,19 @@ def test_a_worker_that_hears_no_signal_is_killed_within_five_seconds_and_at_once
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["notes"]
 
 
+def test_of_what_a_killed_worker_held_nothing_is_said(tmp_path):
+    (tmp_path / "in").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, tmp_path / "in", "semaphore"],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stdout.splitlines()[1].startswith("semaphore.svs: the process died (signal 9")
+    assert "resource_tracker" not in done.stderr
+
+
 @pytest.mark.parametrize("name", ["hangs", "deaf"])
 def test_workers_end_when_their_parent_is_killed(hanging, name):
     program, worker = hanging(name)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import multiprocessing
 import os
 import signal
 import time
@@ -86,7 +87,14 @@ def _broken(target):
     raise ValueError(f"what is wrong in {Path(target).name}")
 
 
+def _killed_with_a_semaphore(target):
+    kept = multiprocessing.get_context("spawn").Lock()
+    assert kept
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 _DEEDS = {
+    "semaphore": _killed_with_a_semaphore,
     "segfault": lambda target: ctypes.string_at(0),
     "killed": _killed,
     "exits": lambda target: os._exit(7),

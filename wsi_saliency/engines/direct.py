@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ class DirectEngine:
         """Leave nothing: what fails tidies up after itself."""
 
     def run(self, jobs: Iterable[Job], settings: RunSettings) -> Iterator[Outcome]:
-        """Run slides, as `Engine` says."""
+        """Run slides, as `Engine` says; of several devices, on the first."""
         from wsi_saliency.workflows.batch import SlideWork  # which imports torch
 
+        settings = replace(settings, device=settings.device.split(",")[0].strip())
         yield from map(SlideWork(self.out, settings, self.overwrite, self.wait, self.progress), jobs)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
     from pathlib import Path
 
+    from wsi_saliency.engines.bars import Bars
     from wsi_saliency.engines.protocol import Engine
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job, Outcome
@@ -217,16 +218,14 @@ def explain_jobs(
         If the classifier cannot be had, or there cannot be an output folder; then no slide can be done.
     """
     batch = batch or BatchSettings()
-    how = {"overwrite": overwrite, "fail_fast": batch.fail_fast}
-    if len(jobs) < ISOLATED_FROM and batch.slide_timeout is None:
-        settings = replace(settings, device=settings.device.split(",")[0])
-        direct = DirectEngine(out, overwrite, wait=len(jobs) == 1, progress=progress)
-        yield from FolderRun(out, settings, direct, logs=len(jobs) > 1, **how).outcomes(jobs)
-        return
-    bars = TerminalBars(len(jobs)) if progress else NoBars()
-    engine = LocalEngine(out, overwrite, batch.slide_timeout, bars)
+    bars: Bars = NoBars()
+    engine: Engine = DirectEngine(out, overwrite, wait=len(jobs) == 1, progress=progress)
+    if len(jobs) >= ISOLATED_FROM or batch.slide_timeout is not None:
+        bars = TerminalBars(len(jobs)) if progress else bars
+        engine = LocalEngine(out, overwrite, batch.slide_timeout, bars)
+    how = {"overwrite": overwrite, "fail_fast": batch.fail_fast, "logs": len(jobs) > 1}
     try:
-        for outcome in FolderRun(out, settings, engine, logs=len(jobs) > 1, **how).outcomes(jobs):
+        for outcome in FolderRun(out, settings, engine, **how).outcomes(jobs):
             bars.slide_done()
             yield outcome
     finally:

@@ -6,6 +6,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
@@ -146,13 +147,23 @@ def _signals_later() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    resource_tracker.ensure_running()  # it would be started in between, and unblock them
+    _start_tracker()  # it would be started in between, and unblock them
     numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start_tracker() -> None:
+    """Start the process that frees what killed ones have left, such as semaphores; it need not say so."""
+    silent = "ignore:resource_tracker:UserWarning"
+    sys.warnoptions.append(silent)  # of this interpreter, which the other one gets too
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions.remove(silent)
 
 
 def log_level() -> int:
