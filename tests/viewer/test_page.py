@@ -102,6 +102,10 @@ addEventListener("load", async () => {
     found.scale = document.getElementById("scale").textContent;
     const bar = document.getElementById("scale").getBoundingClientRect().width;
     found.um = (bar * magnification() * facts.slide.mpp_x);
+    location.hash = "#map=0&opacity=0.25&x=300&y=200&z=1&colours=magnitudes";
+    await pause(100);
+    const back = viewer.viewport.getCenter();
+    found.recalled = [state.map, state.opacity, state.scale, back.x * facts.slide.w, back.y * facts.slide.w];
     found.name = document.getElementById("name").textContent;
     found.asked = performance.getEntriesByType("resource").map((one) => new URL(one.name).origin);
     found.origin = location.origin;
@@ -216,6 +220,11 @@ def test_the_address_holds_what_is_shown(found):
     shown = {name: values[0] for name, values in parse_qs(found["hash"].removeprefix("#")).items()}
     assert (found["second"], shown["map"]) == ("1", "1")
     assert (float(shown["x"]), float(shown["y"])) == pytest.approx((64 * 7 + 32, 128 + 32), abs=2)
+
+
+def test_an_address_brings_back_what_it_holds(found):
+    assert found["recalled"][:3] == [0, 0.25, "magnitudes"]
+    assert found["recalled"][3:] == pytest.approx([300, 200], abs=2)
 
 
 def test_the_scale_bar_is_as_long_as_it_says(found):

@@ -260,7 +260,7 @@ function start(found) {
   listenToControls();
   new ResizeObserver(resize).observe(byId("layer"));
   document.addEventListener("keydown", press);
-  byId("slide").addEventListener("pointermove", point);
+  byId("slide").addEventListener("pointermove", point, true); // before OpenSeadragon takes it
   window.addEventListener("hashchange", recall);
 }
 
