@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import pytest
@@ -412,3 +413,17 @@ def test_an_addition_goes_on_and_the_older_result_stays_meanwhile(slide, tmp_pat
     result = run(slide, tmp_path / "out" / "out", added)
     assert [spec.method for spec in result.added] == ["none"] * 2
     assert_same(result, expected, 1)
+
+
+def test_of_two_runs_at_once_one_goes_on_and_the_other_keeps_the_result(slide, one, tmp_path):
+    cut_short(slide, tmp_path / "out", 8, settings=ONE)
+    results = []
+    threads = [
+        threading.Thread(target=lambda: results.append(run(slide, tmp_path / "out", ONE))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert sorted(result.kept for result in results) == [False, True]
+    assert_same(results[0], one, 1)
