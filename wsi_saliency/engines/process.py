@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _SHELL_SIGNAL = 128  # and the number of a signal: what a process that a signal has ended reports
 _ANSWERING = 0.5  # seconds that a process may take to write in what code it is
+_POLL = 0.01  # seconds
 _LONGEST = 100_000  # bytes of that
 _ENDING = 10.0  # seconds that a process whose pipe has ended may take to be gone
 
@@ -114,8 +115,18 @@ class Worker:
         if ASK_WHERE is not None and self.process.pid is not None:
             with suppress(OSError):
                 os.kill(self.process.pid, ASK_WHERE)
-            self.process.join(_ANSWERING)
+            self._wait_for_words()
         return self._dead()
+
+    def _wait_for_words(self) -> None:
+        """Wait until the process has written; no longer, for it goes on with its slide meanwhile."""
+        written, until = 0, time.monotonic() + _ANSWERING
+        while time.monotonic() < until:
+            size = os.fstat(self.last_words.fileno()).st_size
+            if written and size == written:
+                return
+            written = size
+            time.sleep(_POLL)
 
     def death(self) -> tuple[str, str]:
         """Say how it ended, after its pipe has, and in what code it was, if it wrote that."""
