@@ -57,7 +57,9 @@ def keys_of(record):
 
 
 def test_every_key_of_the_record_is_explained(tmp_path):
-    settings = wsi_saliency.RunSettings(model="demo", overlap=0.0, device="cpu", hotspots=2)
+    settings = wsi_saliency.RunSettings(
+        model="demo", overlap=0.0, device="cpu", hotspots=2, exports=("dicom",)
+    )
     result = wsi_saliency.explain_slide(SAMPLE, tmp_path / "result", settings)
     text = (ROOT / "docs/results-folder.md").read_text()
     common = {"x", "y", "w", "h", "unit"}

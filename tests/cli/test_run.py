@@ -8,12 +8,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pydicom
 import pytest
 
 from tests.helpers.commands import PICTURE, UNREADABLE, WITHOUT_LOGITS, left, only_line, real
 from tests.helpers.nets import spot_classifier
 from tests.helpers.paths import REAL_SLIDES
 from tests.helpers.slides import write_svs
+from wsi_saliency.heatmap import dicom
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.result import Result
 from wsi_saliency.models import loading
@@ -314,6 +316,33 @@ def test_a_real_dicom_slide(call, tmp_path):
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "saliency" / "jpeg" / "run.json").read_text())
     assert record["slide"]["format"] == "dicom"
+
+
+@real
+@pytest.mark.usefixtures("spots")
+def test_the_map_of_a_real_dicom_slide_is_of_its_study(call, tmp_path):
+    source = REAL_SLIDES / "jpeg.dicom"
+    result = call("run", source, "--overlap", "0", "--device", "cpu", "--export", "dicom")
+    assert result.exit_code == 0, result.output
+    folder = tmp_path / "saliency" / "jpeg"
+    of_slide, of_map = (pydicom.dcmread(path) for path in (source, folder / "saliency.dcm"))
+    for name in ("StudyInstanceUID", "FrameOfReferenceUID"):
+        assert of_map[name].value == of_slide[name].value
+    assert of_map.SourceImageSequence[0].ReferencedSOPInstanceUID == of_slide.SOPInstanceUID
+    cells = json.loads((folder / "run.json").read_text())["maps"][0]["placement"]["cells"]
+    assert (of_map.TotalPixelMatrixColumns, of_map.TotalPixelMatrixRows) == (cells["w"], cells["h"])
+
+
+@pytest.mark.parametrize("names", [["a"], ["a", "b", "c"]])
+@pytest.mark.usefixtures("spots")
+def test_a_package_that_an_export_lacks_ends_the_run_with_one_line(call, tmp_path, monkeypatch, names):
+    monkeypatch.setattr(dicom, "find_spec", lambda name: None)
+    for name in names:
+        write_svs(tmp_path / f"{name}.svs", [PICTURE])
+    slides = [f"{name}.svs" for name in names]
+    line = only_line(call("run", *slides, "--export", "dicom", "--device", "cpu"))
+    assert line.startswith("--export dicom needs highdicom")
+    assert not list(tmp_path.rglob("run.json"))
 
 
 @real

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tests.helpers.results import Planted
-from wsi_saliency.heatmap.exports import EXPORTS, export
+from wsi_saliency.heatmap.exports import export, is_export, wanted_exports
 from wsi_saliency.heatmap.result import RUN_JSON, Result
 
 if TYPE_CHECKING:
@@ -17,13 +17,27 @@ TILES = [((0, 0, 224, 224), (0.7,), (0.1, 0.2))]
 MAP = np.random.default_rng(0).random((1, 40, 60))
 
 
-@pytest.mark.parametrize("hotspots", [0, 3])
-def test_what_the_settings_ask_for_is_made_and_told(tmp_path: Path, hotspots: int) -> None:
-    result = Planted(settings=(("hotspots", hotspots),)).write(tmp_path, [MAP], TILES)
+ALWAYS = {"overlay.groovy", "tiles.geojson.gz"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "more"),
+    [
+        ((("hotspots", 0),), set()),
+        ((("hotspots", 3),), {"hotspots.geojson"}),
+        ((("exports", ["dicom"]),), {"saliency.dcm"}),
+        ((("hotspots", 3), ("exports", ["dicom"])), {"hotspots.geojson", "saliency.dcm"}),
+    ],
+)
+def test_what_the_settings_ask_for_is_made_and_told(
+    tmp_path: Path, settings: tuple[tuple[str, Any], ...], more: set[str]
+) -> None:
+    result = Planted(settings=settings).write(tmp_path, [MAP], TILES)
     before = {path.name for path in tmp_path.iterdir()}
     told = export(result)
-    wanted = set(EXPORTS) if hotspots else set(EXPORTS) - {"hotspots.geojson"}
-    assert set(told) == wanted == {path.name for path in tmp_path.iterdir()} - before
+    assert set(told) == ALWAYS | more == {path.name for path in tmp_path.iterdir()} - before
+    assert all(map(is_export, told))
+    assert not any(map(is_export, before))
     json.dumps(told, allow_nan=False)
 
 
@@ -41,8 +55,17 @@ def test_equal_results_make_equal_exports(tmp_path: Path) -> None:
     made = []
     for _ in range(2):
         result = Planted(settings=(("hotspots", 2),)).write(tmp_path / "a", [MAP], TILES)
-        export(result)
-        made.append([(result.folder / name).read_bytes() for name in EXPORTS])
+        made.append([(result.folder / name).read_bytes() for name in export(result)])
         for path in sorted(result.folder.rglob("*"), reverse=True):
             path.rmdir() if path.is_dir() else path.unlink()
     assert made[0] == made[1]
+
+
+def test_exports_that_are_there_stay_unless_others_are_asked_for() -> None:
+    nothing: dict[str, Any] = {"hotspots": 0, "exports": []}
+    both = {"hotspots": 2, "exports": ["dicom"]}
+    assert wanted_exports(nothing, {}) == nothing
+    assert (
+        wanted_exports(nothing, both) == wanted_exports(both, nothing) == wanted_exports(both, both) == both
+    )
+    assert wanted_exports({"hotspots": 5, "exports": []}, both) == {"hotspots": 5, "exports": ["dicom"]}

@@ -196,7 +196,9 @@ def test_maps_are_known_by_their_files_names():
     one, other = MapSpec("layer3", "none", "gradient"), MapSpec("input", "none", "gradient")
     names = [files.ome_tiff for maps in ([one], [one, other]) for files in MapFiles.of(maps).values()]
     assert all(map(is_map_file, names))
+    assert all(map(is_map_file, ("saliency.dcm", "saliency.layer3.none.gradient.class1.dcm")))
     assert not any(map(is_map_file, ("slide.ome.tif", "saliency.tif", "overview.png", "my saliency.ome.tif")))
+    assert not any(map(is_map_file, ("slide.dcm", "saliencydcm", "my saliency.dcm")))
 
 
 # -------------------------------------------------------------------------------- what is there already

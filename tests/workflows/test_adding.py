@@ -24,7 +24,8 @@ from tests.helpers.runs import (
     strict_json,
 )
 from tests.helpers.slides import pyramid, section, write_svs
-from wsi_saliency.errors import OutputError
+from wsi_saliency.errors import OutputError, SettingsError
+from wsi_saliency.heatmap import dicom
 from wsi_saliency.heatmap.exports import EXPORTS
 from wsi_saliency.heatmap.result import Result
 from wsi_saliency.mapspec import MapSpec
@@ -371,3 +372,67 @@ def test_the_older_result_survives_hotspots_that_fail(slide, tmp_path, monkeypat
             explained(slide, tmp_path / "out", OUTLINED)
     assert everything_in(first.folder) == files
     assert is_left(first.folder) == ["out"]
+
+
+# --------------------------------------------------------------------------------------------- DICOM
+
+AS_DICOM = replace(FIRST, exports=("dicom",))
+OF_FIRST = {f"saliency.class{index}.dcm" for index in (0, 1)}  # a file for each target
+OF_BOTH = {f"saliency.{spec.name}.class{index}.dcm" for spec in (COARSE, FINE) for index in (0, 1)}
+
+
+def dicom_files(folder):
+    return {path.name for path in folder.glob("*.dcm")}
+
+
+def said_of_dicom(result):
+    return {name for name in result.record["exports"] if name.endswith(".dcm")}
+
+
+def test_maps_are_written_as_dicom_without_being_made_again(slide, tmp_path, made):
+    first = explained(slide, tmp_path / "out", OUTLINED)
+    assert not dicom_files(first.folder)
+    made.clear()
+    added = explained(slide, tmp_path / "out", AS_DICOM)
+    assert not made
+    assert dicom_files(first.folder) == OF_FIRST == said_of_dicom(added)
+    assert set(added.exported) > OF_FIRST
+    assert added.record["settings"]["hotspots"] == 2
+    assert "hotspots.geojson" in added.record["exports"]
+    assert (first.folder / "hotspots.geojson").exists()
+    for settings in (FIRST, AS_DICOM):
+        assert explained(slide, tmp_path / "out", settings).exported == ()
+    assert dicom_files(first.folder) == OF_FIRST
+
+
+def test_a_map_that_is_added_is_written_as_dicom_too(slide, tmp_path):
+    first = explained(slide, tmp_path / "out", AS_DICOM)
+    assert dicom_files(first.folder) == OF_FIRST
+    instances = {facts["sop_instance_uid"] for facts in first.record["exports"].values() if "map" in facts}
+    both = explained(slide, tmp_path / "out", FINER)
+    assert both.added == (FINE,)
+    assert dicom_files(both.folder) == OF_BOTH == said_of_dicom(both)
+    assert both.record["settings"]["exports"] == ["dicom"]
+    facts = [said for said in both.record["exports"].values() if "map" in said]
+    assert instances == {said["sop_instance_uid"] for said in facts if said["map"] == COARSE.name}
+    assert explained(slide, tmp_path / "out", replace(FINER, hotspots=1)).exported
+    assert dicom_files(both.folder) == OF_BOTH
+
+
+def test_a_missing_package_is_said_before_a_slide_is_explained(slide, tmp_path, monkeypatch):
+    first = explained(slide, tmp_path / "out", FIRST)
+    monkeypatch.setattr(dicom, "find_spec", lambda name: None)
+    for folder in ("new", "out"):
+        with pytest.raises(SettingsError, match=r"pip install 'wsi-saliency\[dicom\]'"):
+            explained(slide, tmp_path / folder, AS_DICOM)
+    assert is_left(first.folder) == ["out"]
+    assert not dicom_files(first.folder)
+
+
+def test_a_slide_that_was_moved_is_looked_for_where_it_is(slide, tmp_path):
+    first = explained(slide, tmp_path / "out", FIRST)
+    moved = tmp_path / "elsewhere" / slide.name
+    moved.parent.mkdir()
+    moved.write_bytes(slide.read_bytes())
+    assert explained(moved, tmp_path / "out", AS_DICOM).record["slide"]["path"] == str(moved.resolve())
+    assert first.record["slide"]["path"] == str(slide.resolve())

@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from wsi_saliency.files import carry, growing
+from wsi_saliency.heatmap.dicom import DICOM, write_dicom
 from wsi_saliency.heatmap.geojson import TILES_GEOJSON, write_tiles
 from wsi_saliency.heatmap.hotspots import HOTSPOTS, write_hotspots
 from wsi_saliency.heatmap.qupath import OVERLAY, write_overlay
 from wsi_saliency.heatmap.result import RUN_JSON, Result, write_record
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from wsi_saliency.settings import RunSettings
 
 Export = Callable[[Result], dict[str, Any] | None]
-"""Writes a file into a result's folder; returns what ``run.json`` says of it, None if it was not wanted."""
+"""Writes a file into a result's folder; returns what ``run.json`` says of it, None if it was not wanted.
+
+What writes several files, and has a ``*`` in its name, returns what is said of each, by file name.
+"""
 
 EXPORTS: dict[str, Export] = {
     OVERLAY: write_overlay,
     TILES_GEOJSON: write_tiles,
     HOTSPOTS: write_hotspots,
+    DICOM: write_dicom,
 }
 
 
@@ -35,8 +42,25 @@ def export(result: Result) -> dict[str, dict[str, Any]]:
     OutputError
         If one cannot be written.
     """
-    made = {name: write(result) for name, write in EXPORTS.items()}
-    return {name: facts for name, facts in made.items() if facts is not None}
+    made: dict[str, dict[str, Any]] = {}
+    for name, write in EXPORTS.items():
+        facts = write(result)
+        if facts is not None:
+            made |= facts if "*" in name else {name: facts}
+    return made
+
+
+def is_export(name: str) -> bool:
+    """Whether a file of this name, in the folder of a result, is an export."""
+    return any(fnmatchcase(name, pattern) for pattern in EXPORTS)
+
+
+def wanted_exports(settings: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of exports, JSON-ready: those of a result stay, unless others are asked for."""
+    return {
+        "hotspots": settings["hotspots"] or earlier.get("hotspots", 0),
+        "exports": list(dict.fromkeys([*earlier.get("exports", ()), *settings["exports"]])),
+    }
 
 
 def export_again(
@@ -65,10 +89,11 @@ def export_again(
     OutputError
         If it cannot be written.
     """
-    record = result.record | {"settings": result.record["settings"] | {"hotspots": settings.hotspots}}
+    earlier = result.record["settings"]
+    record = result.record | {"settings": earlier | wanted_exports(settings.to_json(), earlier)}
     with growing(result.folder, may_replace) as work:
         for path in result.folder.iterdir():
-            if path.name != RUN_JSON and path.name not in EXPORTS:
+            if path.name != RUN_JSON and not is_export(path.name):
                 carry(path, work / path.name)
         grown = Result.growing(work, record, result.folder)
         record["exports"] = export(grown)

@@ -38,7 +38,9 @@ ZARR, TIFF, OVERVIEW = f"{MAP}.ome.zarr", f"{MAP}.ome.tif", "overview.png"
 BOX_COLUMNS = ("x", "y", "w", "h", "tissue")
 MAP_SETTINGS = ("layers", "methods", "attributions", "targets", "surrogate")
 """Settings that say which maps are asked for; of the surrogate, the weights' hash is compared."""
-_WITHOUT_EFFECT = frozenset({*MAP_SETTINGS, "weights", "batch", "workers", "device", "hotspots", "sha256"})
+_WITHOUT_EFFECT = frozenset(
+    {*MAP_SETTINGS, "weights", "batch", "workers", "device", "hotspots", "exports", "sha256"}
+)
 SURROGATE_HASH = "surrogate_sha256"
 
 
@@ -67,7 +69,7 @@ class MapFiles:
 
 def is_map_file(name: str) -> bool:
     """Whether a file of this name, in the folder of a result, is a map: its suffix is that of slides."""
-    return name.startswith(f"{MAP}.") and name.endswith(".ome.tif")
+    return name.startswith(f"{MAP}.") and name.endswith((".ome.tif", ".dcm"))
 
 
 def columns_of(maps: Sequence[MapSpec], targets: Sequence[str]) -> dict[MapSpec, list[tuple[str, str]]]:
@@ -314,8 +316,10 @@ class Result:
         return self.has_targets(settings) and there.issuperset(wanted)
 
     def lacks_exports(self, settings: RunSettings) -> bool:
-        """Whether settings ask for other hotspots than there are; not asking for any is content with them."""
-        return bool(settings.hotspots) and settings.hotspots != self.record["settings"].get("hotspots", 0)
+        """Whether settings ask for other exports than there are; not asking for any is content with them."""
+        before = self.record["settings"]
+        others = bool(settings.hotspots) and settings.hotspots != before.get("hotspots", 0)
+        return others or not set(settings.exports) <= set(before.get("exports", ()))
 
     def has_targets(self, settings: RunSettings) -> bool:
         """Whether the targets that settings ask for are those of the result."""

@@ -30,6 +30,7 @@ _BINS = 20
 _FILES = {
     "ome.zarr": "the map for napari, viv and neuroglancer",
     "ome.tif": "the map for QuPath, Bio-Formats and OMERO",
+    "dcm": "the map for what reads DICOM",
     "png": "slide and map as a picture",
     "csv": "a row for each patch",
     "groovy": "lays the maps over the slide in QuPath",

@@ -18,11 +18,13 @@ Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surro
 Attribution = Literal["gradient", "gradient-x-activation", "deeplift", "integrated-gradients", "gradcam"]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 OmeZarrVersion = Literal["0.4", "0.5"]
+ExportFormat = Literal["dicom"]
 
 METHODS: tuple[Method, ...] = get_args(Method)
 ATTRIBUTIONS: tuple[Attribution, ...] = get_args(Attribution)
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 OME_ZARR_VERSIONS: tuple[OmeZarrVersion, ...] = get_args(OmeZarrVersion)
+EXPORT_FORMATS: tuple[ExportFormat, ...] = get_args(ExportFormat)
 
 DEFAULT_MODEL = "camelyon16"
 DEFAULT_METHOD: Method = "centred-hook"  # these three and the overlap follow from docs/choosing.md
@@ -294,6 +296,15 @@ class OutputSettings(Settings):
         "Outline so many of the strongest regions of each map, for its first target, in hotspots.geojson.",
         metavar="N",
         within=whole(0),
+        shown="none",
+    )
+    exports: tuple[ExportFormat, ...] = option(
+        (),
+        "Write each map in these formats, too. dicom: a Parametric Map for each target, saliency.dcm; needs "
+        "pip install 'wsi-saliency[dicom]'.",
+        flag="export",
+        metavar="LIST",
+        choices=EXPORT_FORMATS,
         shown="none",
     )
 

@@ -12,6 +12,7 @@ import torch
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import carry, check_free, growing, locked
 from wsi_saliency.geometry import Region
+from wsi_saliency.heatmap.dicom import check_installed
 from wsi_saliency.heatmap.exports import export, export_again
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
@@ -62,8 +63,10 @@ def load_explainer(settings: RunSettings, classifier: Classifier | None = None) 
     Raises
     ------
     ModelError, SettingsError
-        If the classifier cannot be loaded, or there is no such layer, target or device.
+        If the classifier cannot be loaded, there is no such layer, target or device, or what an export
+        needs is not installed.
     """
+    check_installed(settings)
     model = settings.model if classifier is None else classifier.uri
     classifier = classifier or load_chosen(settings)
     for note in classifier.notes:
@@ -99,7 +102,7 @@ def explain_slide(
 ) -> Result:
     """Turn a slide into hidden-layer saliency heatmaps that lie on it to the pixel.
 
-    The slide is read once, whatever the number of maps. Maps and hotspots that a complete result lacks are
+    The slide is read once, whatever the number of maps. Maps and exports that a complete result lacks are
     added to it.
 
     Parameters
@@ -130,6 +133,7 @@ def explain_slide(
     kept = None if overwrite else _kept(path, folder, settings, explainer)
     if kept and (kept.differences or not kept.lacks_exports(settings)):
         return kept
+    check_installed(settings)
     with locked(folder, wait=wait):
         if not overwrite and (kept := _kept(path, folder, settings, explainer)):
             if kept.differences or not kept.lacks_exports(settings):
@@ -182,6 +186,8 @@ def _export_again(path: Path, kept: Result, settings: RunSettings) -> Result:
     """Make exports of a result anew, and the page that names them; that stays where the slide has gone."""
     if not path.exists():
         return export_again(kept, settings, _may_replace)
+    where = kept.record["slide"] | {"path": str(path.resolve())}  # it may have been moved
+    kept = replace(kept, record=kept.record | {"slide": where})
     with open_slide(path, settings.mpp) as slide:
         thumbnail = _thumbnail(slide)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from wsi_saliency.heatmap.exports import wanted_exports
 from wsi_saliency.heatmap.result import SURROGATE_HASH, MapRecord, with_names
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from wsi_saliency.workflows.plan import Plan
 
 _PACKAGES = ("wsi-saliency", "torch", "timm", "openslide-python", "tifffile", "zarr", "numpy")
-_OF_NO_VALUE = frozenset({"weights", "surrogate", "batch", "workers", "device", "hotspots"})
+_OF_NO_VALUE = frozenset({"weights", "surrogate", "batch", "workers", "device", "hotspots", "exports"})
 """Settings that change no value of a map, or of which the model's facts say more."""
 _T = TypeVar("_T")
 
@@ -198,12 +199,7 @@ def _settings_facts(settings: RunSettings, before: Result | None) -> dict[str, A
         name: list(dict.fromkeys([*earlier[name], *facts[name]]))
         for name in ("layers", "methods", "attributions")
     }
-    return facts | joined | {"targets": earlier["targets"]} | _hotspots(facts, earlier)
-
-
-def _hotspots(facts: Mapping[str, Any], earlier: Mapping[str, Any]) -> dict[str, Any]:
-    """Keep the hotspots that a result has, unless others are asked for."""
-    return {"hotspots": facts["hotspots"] or earlier.get("hotspots", 0)}
+    return facts | joined | {"targets": earlier["targets"]} | wanted_exports(facts, earlier)
 
 
 def _slide_facts(plan: Plan) -> dict[str, Any]:
