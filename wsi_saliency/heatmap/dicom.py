@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 DICOM = f"{MAP}*.dcm"
 MOST_CELLS = 2**26
-"""The finest level that is not larger is written: 256 MiB of values, of which a few copies are held."""
+"""The finest level that is not larger is written: 256 MiB of values, of which about five copies are held."""
 
 _PROGRAM = "wsi-saliency"
 
