@@ -71,7 +71,9 @@ def files(tmp_path_factory):
     picture = tifffile.imread(SAMPLE)[Y : Y + SIDE, X : X + SIDE]
     write_svs(folder / "slide.svs", [picture])
     write_tiff(folder / "slide.tif", [picture], mpp=None)
-    (folder / "slides").mkdir()
+    for name in ("slides", "sample_data"):
+        (folder / name).mkdir()
+    shutil.copy(folder / "slide.svs", folder / "sample_data" / SAMPLE.name)
     shutil.copy(folder / "slide.svs", folder / "slides" / "one.svs")
     (folder / "slide.geojson").write_text(json.dumps(nests()))
     with resources.as_file(resources.files("wsi_saliency.models") / "demo.safetensors") as weights:
