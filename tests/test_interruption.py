@@ -1,16 +1,24 @@
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from wsi_saliency import interruption
-from wsi_saliency.interruption import Interruption, interruptible
+from wsi_saliency.cli import cli
+from wsi_saliency.errors import OutputError
+from wsi_saliency.interruption import Interruption, interruptible, reraise_interruption
+from wsi_saliency.workflows import doctor
+from wsi_saliency.workflows.batch import _attempt
+from wsi_saliency.workflows.jobs import Job
 
 CODES = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}
 
@@ -118,3 +126,46 @@ except KeyboardInterrupt as e:
     os.close(ours)  # the terminal's window is closed
     assert process.wait(30) == 129
     assert (tmp_path / "tidied").exists()
+
+
+def swallowed(name):
+    """Do as ctypes does, when a signal comes while it converts an argument."""
+    try:
+        send(name)
+    except KeyboardInterrupt as interruption:
+        raise ctypes.ArgumentError(f"argument 1: {interruption!r}") from None
+
+
+def test_an_interruption_that_a_library_has_swallowed_is_raised_again():
+    def work():
+        try:
+            swallowed("SIGTERM")
+        except ctypes.ArgumentError:
+            reraise_interruption()
+
+    with pytest.raises(Interruption) as caught, interruptible():
+        work()
+    assert caught.value.exit_code == 143
+    reraise_interruption()  # the block has ended
+
+
+def test_without_a_signal_nothing_is_raised_again():
+    with interruptible():
+        reraise_interruption()
+
+
+def test_a_slide_that_a_signal_ends_is_none_that_failed():
+    with pytest.raises(Interruption), interruptible():
+        _attempt(Job(Path("slide.svs"), Path("slide")), lambda: swallowed("SIGTERM"))
+
+
+def test_a_command_that_a_signal_ends_says_so(monkeypatch):
+    def failing(folder):
+        try:
+            swallowed("SIGTERM")
+        except ctypes.ArgumentError as error:
+            raise OutputError("slide.svs: cannot be read (argument 1)") from error
+
+    monkeypatch.setattr(doctor, "examine", failing)
+    result = CliRunner().invoke(cli, ["doctor"])
+    assert (result.exit_code, result.stderr) == (143, "Interrupted; nothing unfinished was left behind.\n")

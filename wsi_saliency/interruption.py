@@ -32,6 +32,25 @@ class Interruption(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
+_raised: list[Interruption] = []
+"""What signals have raised in the running `interruptible` block."""
+
+
+def reraise_interruption() -> None:
+    """Raise an interruption again that a library has turned into an error of its own; else do nothing.
+
+    ctypes does so: a signal that comes while it converts an argument ends in its ``ArgumentError``. To be
+    called where an error is about to become a line of text.
+
+    Raises
+    ------
+    Interruption
+        If a signal has come in the running `interruptible` block.
+    """
+    if _raised:
+        raise _raised[-1]
+
+
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise `Interruption` in this block at Ctrl-C, SIGTERM (kill, systemd, Slurm) and SIGHUP (no terminal).
@@ -43,6 +62,7 @@ def interruptible() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    _raised.clear()
     before = {number: signal.getsignal(number) for number in _SIGNALS}
     handler = _handler()
     for number, former in before.items():
@@ -54,6 +74,7 @@ def interruptible() -> Iterator[None]:
         for number, former in before.items():
             if former is not None:
                 signal.signal(number, former)
+        _raised.clear()
 
 
 def _handler() -> Callable[[int, FrameType | None], None]:
@@ -65,7 +86,8 @@ def _handler() -> Callable[[int, FrameType | None], None]:
             return
         last = time.monotonic()
         _leave_lost_terminal()
-        raise Interruption(number)
+        _raised.append(Interruption(number))
+        raise _raised[-1]
 
     return interrupt
 

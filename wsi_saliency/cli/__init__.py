@@ -20,7 +20,7 @@ from wsi_saliency.cli import (
 )
 from wsi_saliency.cli.terminal import echo, interrupted, speak
 from wsi_saliency.errors import WsiSaliencyError
-from wsi_saliency.interruption import interruptible
+from wsi_saliency.interruption import interruptible, reraise_interruption
 from wsi_saliency.messages import printable
 
 
@@ -31,7 +31,11 @@ class _Commands(click.Group):
         speak()
         with interruptible():
             try:
-                return super().invoke(ctx)
+                try:
+                    return super().invoke(ctx)
+                except Exception:
+                    reraise_interruption()
+                    raise
             except WsiSaliencyError as e:
                 raise click.ClickException(printable(str(e))) from e
             except KeyboardInterrupt as e:

@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import BusyError, NoRoomError, WsiSaliencyError
+from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.workflows.explain import check_job, explain_slide, load_explainer
 from wsi_saliency.workflows.jobs import Outcome
 
@@ -88,7 +89,11 @@ class SlideWork:
 def _attempt(job: Job, work: Callable[[], Result | None]) -> Outcome:
     """Do something for a slide; if it fails, the outcome says why in one line."""
     try:
-        return Outcome(job, work())
+        try:
+            return Outcome(job, work())
+        except Exception:
+            reraise_interruption()
+            raise
     except BusyError as e:
         return Outcome(job, failure=str(e), busy=True)
     except WsiSaliencyError as e:
