@@ -4,7 +4,7 @@ VENV := .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test coverage test-lowest lint types contracts dist clean
+.PHONY: demo docs test test-all coverage test-lowest lint types contracts dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wsi-saliency run sample_data/tumour_nests.svs --model demo -o demo-output --overwrite
@@ -22,6 +22,9 @@ docs: $(VENV)/.installed-docs
 	@echo "Open build/docs/index.html"
 
 test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -n 2 -m "not slow"
+
+test-all: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -n 2
 
 # Lines and branches that no test takes; what is run in processes of their own is not seen. Fails below the floor that

@@ -74,8 +74,20 @@ def test_wrong_usage_is_exit_code_2(call, arguments):
     ("arguments", "lock", "sent", "code"),
     [
         (["run", "slide.svs", "-o", "new/out"], "new/out/.slide.lock", "SIGTERM", 143),
-        (["evaluate", "slide.svs", "-o", "new/out"], "new/out/.metrics.json.lock", "SIGHUP", 129),
-        (["train-surrogate", "slide.svs", "-o", "new/s.st"], "new/.s.st.lock", "SIGTERM", 143),
+        pytest.param(
+            ["evaluate", "slide.svs", "-o", "new/out"],
+            "new/out/.metrics.json.lock",
+            "SIGHUP",
+            129,
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            ["train-surrogate", "slide.svs", "-o", "new/s.st"],
+            "new/.s.st.lock",
+            "SIGTERM",
+            143,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -306,6 +306,7 @@ def tiny(tmp_path):
     subprocess.run(["umount", folder], check=True)
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_clear_line_and_the_same_command_goes_on_when_there_is_room(tiny, tmp_path):
     for name in "ab":
         write_svs(tmp_path / f"{name}.svs", [PICTURE])

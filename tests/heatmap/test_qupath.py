@@ -397,6 +397,7 @@ def test_a_bad_slide_does_not_stop_the_others(tmp_path: Path) -> None:
     assert "1 of 4" in played.named("showInfoNotification")[0]["text"]
 
 
+@pytest.mark.slow
 @needs_groovy
 def test_a_script_of_very_many_views_compiles(tmp_path: Path) -> None:
     """A string of Java has at most 64 kB, and so has a method."""

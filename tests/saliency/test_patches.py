@@ -149,7 +149,15 @@ def build(name):
     return spread(timm.create_model(name, num_classes=5, **small_head), SIDE)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+LARGE = {"resnet50", "densenet121", "convnext_tiny", "vgg16_bn", "inception_v4"}
+"""Networks whose comparisons take seconds: with `make test-all` only, but for a DeepLift of each."""
+
+
+def large_are_slow(names, large=LARGE):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in large else name for name in names]
+
+
+@pytest.mark.parametrize("name", large_are_slow(NETWORKS))
 def test_against_captum(name):
     """In float64: in float32 a gate near 0 may fall to either side with the order of summation."""
     net = build(name)
@@ -179,7 +187,7 @@ def test_against_captum(name):
 
 
 @pytest.mark.parametrize("name", [*NETWORKS, "torchvision resnet18", "nf_resnet26", "ghostnet_050"])
-@pytest.mark.parametrize("baseline", [None, "random"])
+@pytest.mark.parametrize("baseline", [None, pytest.param("random", marks=pytest.mark.slow)])
 def test_deeplift_sums_to_the_difference_of_logits(name, baseline):
     """With reused ReLU, max and average pooling, SiLU, GELU, Hardswish, squeeze-and-excite, layer norm."""
     net = build(name)
@@ -235,6 +243,7 @@ def test_integrated_gradients_are_complete_within_a_percent_at_50_steps(layer):
     assert_complete(classifier.module, x, torch.zeros(3, dtype=torch.long), layer, 50, 0.01)
 
 
+@pytest.mark.slow
 def test_integrated_gradients_are_complete_on_a_network_with_many_gates():
     """Every gate that opens on the way is a jump of the gradient: 50 nodes are not enough (1 to 4 %)."""
     net, x = efficientnet_lite0(), photographs(160, 2)

@@ -9,8 +9,6 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
-from PIL import Image
-from scipy import ndimage
 
 from tests.helpers.pages import BROWSER, HOSTILE, WATCH
 from tests.helpers.results import PLACEMENT, SIZE
@@ -230,25 +228,6 @@ def test_an_address_brings_back_what_it_holds(found):
 def test_the_scale_bar_is_as_long_as_it_says(found):
     number, unit = found["scale"].split()
     assert float(number) * {"µm": 1, "mm": 1000}[unit] == pytest.approx(found["um"], rel=0.05)
-
-
-def test_the_spot_is_where_it_belongs_in_a_screenshot(result, tmp_path):
-    """Two marks of the slide say where its pixels are in the picture, however wide the page's border is."""
-    with Site([result]) as site, served(site) as server:
-        picture = tmp_path / "page.png"
-        browse(server.url, tmp_path, "--window-size=1100,700", f"--screenshot={picture}")
-    shown = np.asarray(Image.open(picture).convert("RGB")).astype(int)[:, 320:]
-    dark, _ = ndimage.label(ndimage.binary_opening(shown.max(axis=2) < 60, np.ones((9, 9))))
-    centres = sorted(ndimage.center_of_mass(dark > 0, dark, np.unique(dark)[1:]), key=lambda at: at[1])
-    assert len(centres) == 2
-    (y0, x0), (y1, x1) = centres
-    red = shown[..., 0] - shown[..., 2]
-    spot_y, spot_x = ndimage.center_of_mass(np.where(red > 30, red, 0))
-    # The window becomes higher for the screenshot and stretches the page: each side has its own scale.
-    scale_x, scale_y = (MARKS[1][0] - MARKS[0][0]) / (x1 - x0), (MARKS[1][1] - MARKS[0][1]) / (y1 - y0)
-    x, y = PLACEMENT.centre(*SPOT)
-    assert MARKS[0][0] + (spot_x - x0) * scale_x == pytest.approx(x, abs=PLACEMENT.fx / 2)
-    assert MARKS[0][1] + (spot_y - y0) * scale_y == pytest.approx(y, abs=PLACEMENT.fy / 2)
 
 
 NAMED = """
