@@ -25,7 +25,10 @@ def test_what_has_to_hold_before_landing_is_run_elsewhere_too():
     before_landing = set(re.findall(r"^step .* make (\S+)$", (ROOT / ".ci/run").read_text(), re.MULTILINE))
     assert before_landing
     assert made_by(JOBS["check"]) == before_landing <= TARGETS
-    assert made_by(JOBS["weekly"]) | made_by(JOBS["dist"]) == {"test-all", "test-lowest", "coverage", "dist"} & TARGETS
+    assert (
+        made_by(JOBS["weekly"]) | made_by(JOBS["dist"])
+        == {"test-all", "test-lowest", "coverage", "dist"} & TARGETS
+    )
 
 
 def test_every_python_that_the_package_names_is_tested():
