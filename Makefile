@@ -34,11 +34,7 @@ coverage: $(VENV)/.installed-test
 
 # With the lowest versions that pyproject.toml allows. Python 3.11: for later ones some of them have no wheels.
 # Needs 6 GB of disk; what such old packages deprecate is not looked at.
-test-lowest: $(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install -q -e '.[docs]'
-	touch $@
-
-$(LOWEST)/.installed-test
+test-lowest: $(LOWEST)/.installed-test
 	$(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
 
 lint: $(VENV)/.installed-test
@@ -70,6 +66,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 $(VENV)/.installed-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install -q -e '.[test]'
 	touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	touch $@
 
 $(LOWEST)/.installed-test: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11) and "PYTHON=python3.11 make test-lowest")'

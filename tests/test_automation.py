@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import tomllib
 
 import yaml
@@ -47,3 +48,9 @@ def test_hooks_of_a_commit_are_the_tools_of_the_make_targets():
 def test_make_says_all_its_targets_are_no_files():
     (phony,) = re.findall(r"^\.PHONY: (.*)$", MAKEFILE, re.MULTILINE)
     assert set(phony.split()) == TARGETS
+
+
+def test_make_understands_its_file():
+    """And knows how to come to each target."""
+    for target in TARGETS:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
