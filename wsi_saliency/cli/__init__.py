@@ -33,6 +33,8 @@ class _Commands(click.Group):
             try:
                 try:
                     return super().invoke(ctx)
+                except click.exceptions.Exit:  # the command has said itself how it ends
+                    raise
                 except Exception:
                     reraise_interruption()
                     raise
