@@ -48,10 +48,11 @@ def gone(process, seconds=8.0):
     while time.monotonic() < until:
         try:
             os.kill(process, 0)
-            state = Path(f"/proc/{process}/stat")
-            if state.exists() and ") Z" in state.read_text():  # nobody has asked for its exit code
+            there = Path(f"/proc/{process}")
+            unasked = there.exists() and ") Z" in (there / "stat").read_text()  # nobody took its exit code
+            if unasked and len(list((there / "task").iterdir())) == 1:  # its other threads have ended too
                 return True
-        except ProcessLookupError:
+        except (ProcessLookupError, FileNotFoundError):
             return True
         time.sleep(0.05)
     return False
