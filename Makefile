@@ -11,6 +11,7 @@ demo: $(VENV)/.installed
 	@echo
 	@echo "Look at:"
 	@echo "  demo-output/tumour_nests/overview.png         the slide, and the map over it"
+	@echo "  demo-output/tumour_nests/report.html          a page to look through in a browser"
 	@echo "  demo-output/tumour_nests/overlay.groovy       lays the map over the slide in QuPath: drag it onto the window"
 	@echo "  demo-output/tumour_nests/saliency.ome.tif     the map for QuPath, Bio-Formats, OMERO"
 	@echo "  demo-output/tumour_nests/saliency.ome.zarr    the map for napari, viv, neuroglancer"

@@ -53,12 +53,17 @@ for (const width of WIDTHS) {
 </script>"""
 
 
-def browsed(page: str, path: Path) -> dict[str, Any]:
-    """Open a page in a browser, and return what its script has written down."""
+def browser(profile: Path) -> list[str]:
+    """Start of a command that runs a browser without a window; the test is skipped where there is none."""
     if BROWSER is None:
         pytest.skip("no chromium, chromium-browser or google-chrome on the path")
+    return [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={profile}"]
+
+
+def browsed(page: str, path: Path) -> dict[str, Any]:
+    """Open a page in a browser, and return what its script has written down."""
+    command = browser(path / "profile")
     (path / "index.html").write_text(page, "utf-8")
-    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={path / 'profile'}"]
     command += ["--virtual-time-budget=5000", "--dump-dom", (path / "index.html").as_uri()]
     done = subprocess.run(command, capture_output=True, timeout=60, check=True)
     found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout.decode("utf-8"), re.DOTALL)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import re
-import shutil
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.commands import PICTURE
+from tests.helpers.pages import browser
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SETTINGS, explained
 from tests.helpers.slides import write_svs
@@ -28,7 +28,6 @@ from wsi_saliency.report.slides import (
 )
 
 HOSTILE = "sub/javascript:alert(1)'\"<b>#?%&"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FAILURE = SlideRow("in/b.svs", FAILED, "b", "in/b.svs: <bad>, tile", error_log="b.error.log", when="2026")
 DONE = SlideRow(f"in/{HOSTILE}.svs", COMPLETE, HOSTILE, "", "9", "1.5", "tumour", "2", "0.75", "m n", "3.5")
 
@@ -89,7 +88,6 @@ def test_the_page_lists_failures_first_and_links_files_relatively(tmp_path):
     assert "<b>" not in text
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no browser")
 def test_a_browser_shows_the_pictures_beside_the_page_and_nothing_else(tmp_path):
     (tmp_path / HOSTILE).mkdir(parents=True)
     Image.new("RGB", (30, 20)).save(tmp_path / HOSTILE / "overview.png")
@@ -101,7 +99,7 @@ def test_a_browser_shows_the_pictures_beside_the_page_and_nothing_else(tmp_path)
     page = tmp_path / "index.html"
     page.write_text(page.read_text().replace("</body>", act))
     done = subprocess.run(
-        [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", page.as_uri()],
+        [*browser(tmp_path / "profile"), "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
         timeout=120,

@@ -10,7 +10,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pytest
 
-from tests.helpers.pages import BROWSER, HOSTILE, WATCH
+from tests.helpers.pages import HOSTILE, WATCH, browser
 from tests.helpers.results import PLACEMENT, SIZE
 from tests.helpers.viewed import planted, served, spot
 from wsi_saliency.heatmap.colours import ColourScale
@@ -140,15 +140,7 @@ class Watched(Site):
 
 def browse(url, folder, *options):
     """Open an address; other hosts than this machine are not found."""
-    if BROWSER is None:
-        pytest.skip("no chromium, chromium-browser or google-chrome on the path")
-    command = [
-        BROWSER,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        f"--user-data-dir={folder / 'profile'}",
-    ]
+    command = browser(folder / "profile")
     command += ["--hide-scrollbars", "--virtual-time-budget=15000", *options, url]
     subprocess.run(command, capture_output=True, timeout=90, check=True)
 

@@ -273,14 +273,19 @@ def _draw_panels(picture: Image.Image, layout: _Layout, thumbnail: Image.Image, 
     """Draw the slide, and the same slide, pale and almost grey, under the colours."""
     w, h = layout.slide.w, layout.slide.h
     slide = thumbnail.resize((w, h), Image.Resampling.BICUBIC)
-    each, own, white = _FADED
-    rows = [[each + own * (column == row) for column in range(3)] + [white] for row in range(3)]
-    faded = slide.convert("RGB", tuple(factor for row in rows for factor in row))
+    faded = pale(slide)
     faded.paste(colours, mask=colours)
     for box, panel in ((layout.slide, slide), (layout.overlay, faded)):
         picture.paste(panel, (box.x, box.y))
         frame = (box.x - 1, box.y - 1, box.x + w, box.y + h)
         ImageDraw.Draw(picture).rectangle(frame, outline=_FRAME)
+
+
+def pale(tissue: Image.Image) -> Image.Image:
+    """Take most of the colour out of tissue (RGB), so that a map's colours stand out over it."""
+    each, own, white = _FADED
+    rows = [[each + own * (column == row) for column in range(3)] + [white] for row in range(3)]
+    return tissue.convert("RGB", tuple(factor for row in rows for factor in row))
 
 
 def _draw_scale_bar(picture: Image.Image, panel: _Box, um_per_px: float) -> None:

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import Image
 
 from wsi_saliency.files import replacing
 from wsi_saliency.geometry import Size
-from wsi_saliency.heatmap.overview import map_on_region
+from wsi_saliency.heatmap.overview import map_on_region, pale
 from wsi_saliency.heatmap.ticks import Ticks, length_label, nice_number
 from wsi_saliency.report.slide_pictures import scale_of
 
@@ -31,7 +32,6 @@ _FONT = 7  # points, as journals want it at the printed size
 _GAP, _BAR, _BELOW = 2.0, 2.2, 11.0  # mm: between panels, the colour bar, and the room below the panels
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _LONGEST_LABEL = 60  # characters that fit into a column of 85 mm
-_PALE = 0.68, 0.12, 0.2  # of grey, of the pixel's own colour, of white: what is left of tissue behind a map
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,8 @@ def draw(
     total = height + _BELOW
     with rc_context({"font.size": _FONT, "svg.fonttype": "none", "pdf.fonttype": 42}):
         figure = Figure(figsize=(view.width_mm * _MM, total * _MM), facecolor="white")
-        pictures = [tissue, pale(tissue)] if view.beside else [pale(tissue)]
+        behind = np.asarray(pale(Image.fromarray(tissue)))
+        pictures = [tissue, behind] if view.beside else [behind]
         for i, picture in enumerate(pictures):
             left = i * (width + _GAP) / view.width_mm
             axes = figure.add_axes((left, _BELOW / total, width / view.width_mm, height / total))
@@ -133,13 +134,6 @@ def draw(
         bar = figure.add_axes((0.02, (_BELOW - 1.5 - _BAR) / total, 0.96, _BAR / total))
         _draw_colour_bar(bar, scale, view.found.channels[view.channel])
     return figure
-
-
-def pale(rgb: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Take most of the colour out of tissue, (H, W, 3), so that a map's colours stand out."""
-    grey, own, white = _PALE
-    mixed = grey * rgb.mean(axis=2, keepdims=True) + own * rgb + white * 255
-    return np.asarray(np.rint(mixed), np.uint8)
 
 
 def _draw_scale_bar(axes: Axes, pixels: int, region_um: float) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, SettingsError
-from wsi_saliency.mapspec import MapSpec
+from wsi_saliency.mapspec import PLAIN, MapSpec
 from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.layers import find_layer
-from wsi_saliency.saliency.network import PLAIN, Network, eval_mode
+from wsi_saliency.saliency.network import Network, eval_mode
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import DEFAULT_ATTRIBUTION, DEFAULT_METHOD, default_layer
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Size, Tensor, nn
 
-from wsi_saliency.mapspec import PLAIN as PLAIN
+from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import standard_logits
 from wsi_saliency.saliency.attribution import ATTRIBUTION, AttributionInput, Baselines, attribute
 from wsi_saliency.saliency.drift import measure_drift
