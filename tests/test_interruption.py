@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from wsi_saliency import interruption
 from wsi_saliency.cli import cli
 from wsi_saliency.errors import OutputError
-from wsi_saliency.interruption import Interruption, interruptible, reraise_interruption
+from wsi_saliency.interruption import Interruption, interruptible, reraise_interruption, undisturbed
 from wsi_saliency.workflows import doctor
 from wsi_saliency.workflows.batch import _attempt
 from wsi_saliency.workflows.jobs import Job
@@ -77,15 +77,41 @@ def test_what_was_ignored_stays_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         send_inside("SIGHUP")
+        with undisturbed():
+            send("SIGHUP")
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_signal_waits_until_steps_that_belong_together_are_done(name):
+    done = []
+
+    def work():
+        with undisturbed():
+            send(name)
+            done.append("first")
+            send("SIGINT")
+            done.append("second")
+        done.append("third")
+
+    with pytest.raises(Interruption) as caught, interruptible():
+        work()
+    assert (caught.value.exit_code, done) == (CODES[name], ["first", "second"])
+
+
+def test_without_a_signal_nothing_waits():
+    before = [signal.getsignal(getattr(signal, name)) for name in CODES]
+    with undisturbed():
+        assert [signal.getsignal(getattr(signal, name)) for name in CODES] != before
+    assert [signal.getsignal(getattr(signal, name)) for name in CODES] == before
 
 
 def test_another_thread_is_left_alone():
     done = []
 
     def work():
-        with interruptible():
+        with interruptible(), undisturbed():
             done.append(signal.getsignal(signal.SIGTERM))
 
     thread = threading.Thread(target=work)

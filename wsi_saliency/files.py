@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Literal
 from filelock import FileLock, SoftFileLock
 
 from wsi_saliency.errors import BusyError, NoRoomError, OutputError
+from wsi_saliency.interruption import tidying
 from wsi_saliency.working import (
     GONE,
     NEW,
@@ -141,7 +142,7 @@ def locked(target: Path, kind: Kind = "folder", *, wait: bool = True) -> Iterato
         with writing(target, kind):
             make_folders = stack.enter_context(folders_above(target))
             lock = FileLock(hidden(target, "lock"))
-            stack.callback(_release, lock)
+            stack.enter_context(tidying(lambda: _release(lock)))
             _acquire(lock, target, make_folders, wait=wait)
             clear(target)
         yield
@@ -330,10 +331,11 @@ def folders_above(target: Path) -> Iterator[Callable[[], None]]:
         made.update(folder for folder in target.parents if not folder.exists())
         target.parent.mkdir(parents=True, exist_ok=True)
 
-    try:
-        make()
-        yield make
-    finally:
+    def tidy_up() -> None:
         for folder in sorted(made, key=lambda folder: len(folder.parts), reverse=True):
             with suppress(OSError):  # it is not empty
                 folder.rmdir()
+
+    with tidying(tidy_up):
+        make()
+        yield make

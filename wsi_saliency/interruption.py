@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,6 +34,10 @@ class Interruption(KeyboardInterrupt):
 
 _raised: list[Interruption] = []
 """What signals have raised in the running `interruptible` block."""
+
+
+_promised: list[Callable[[], None]] = []
+"""What is to be tidied up, the latest last."""
 
 
 def reraise_interruption() -> None:
@@ -71,10 +75,62 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        with undisturbed():
+            while _promised:
+                _promised.pop()()
         for number, former in before.items():
             if former is not None:
                 signal.signal(number, former)
         _raised.clear()
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Keep a signal that asks the program to end until this block is over.
+
+    For short steps that belong together. Outside of the main thread, where none arrives, nothing is done.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before: dict[int, Any] = {}
+    try:
+        for number in _SIGNALS:
+            former = signal.getsignal(number)
+            if former not in (signal.SIG_IGN, None):
+                before[number] = former
+                signal.signal(number, lambda number, frame: came.append(number))
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
+def tidying(step: Callable[[], None]) -> Iterator[None]:
+    """Do a step at the end of this block, however it ends, undisturbed by signals.
+
+    The exception of a signal can come between any two instructions, also between those that enter and leave a
+    block, so that a step may be left out. After a signal all are done again where `interruptible` ends.
+
+    Parameters
+    ----------
+    step
+        Tidies up, and does no harm where there is nothing to tidy up.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    try:
+        if main:
+            _promised.append(step)
+        yield
+    finally:
+        with undisturbed():
+            step()
+            if step in _promised and not _raised:
+                _promised.remove(step)
 
 
 def _handler() -> Callable[[int, FrameType | None], None]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from wsi_saliency.errors import OutputError
+from wsi_saliency.interruption import tidying, undisturbed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -52,7 +53,8 @@ def hidden(target: Path, ending: str) -> Path:
 def try_lock(lock: FileLock) -> bool | None:
     """Take a lock if nobody has it; None where there are no locks, as on some network file systems."""
     try:
-        lock.acquire(blocking=False)
+        with undisturbed():  # else its file could be there, and the lock not know that it is taken
+            lock.acquire(blocking=False)
     except Timeout:
         return False
     except OSError as error:
@@ -66,22 +68,20 @@ def try_lock(lock: FileLock) -> bool | None:
 def working_folder(target: Path, left: Path | None = None) -> Iterator[Path]:
     """Make a folder for ``target`` that nobody else uses, or take over one that a dead run has ``left``.
 
-    It is gone at the end, unless the block fails and has written a journal.
+    It is gone at the end, unless a journal is in it, and a result that has not taken its place.
     """
     folder = left or hidden(target, f"{token_hex(4)}.growing")
     lock = FileLock(folder / _ALIVE)
-    kept = False
-    try:
+
+    def tidy_up() -> None:
+        lock.release()
+        if not _is_begun(folder):
+            _remove(folder)
+
+    with tidying(tidy_up):
         folder.mkdir(exist_ok=left is not None)
         try_lock(lock)
         yield folder
-    except BaseException:
-        kept = (folder / _JOURNAL).is_file() and (folder / NEW).is_dir()
-        raise
-    finally:
-        lock.release()
-        if not kept:
-            _remove(folder)
 
 
 def clear(target: Path) -> None:
@@ -181,9 +181,9 @@ def _is_resumable(folder: Path) -> bool:
 
     A link that somebody else has put there would let us write where it leads.
     """
-    journal, new = folder / _JOURNAL, folder / NEW
-    if not (journal.is_file() and new.is_dir()):
+    if not _is_begun(folder):
         return False
+    journal, new = folder / _JOURNAL, folder / NEW
     if hasattr(os, "geteuid") and {path.lstat().st_uid for path in (folder, journal, new)} != {os.geteuid()}:
         return False
     return not any(
@@ -193,9 +193,10 @@ def _is_resumable(folder: Path) -> bool:
     )
 
 
+def _is_begun(folder: Path) -> bool:
+    return (folder / _JOURNAL).is_file() and (folder / NEW).is_dir()
+
+
 def _remove(folder: Path) -> None:
-    try:
+    with undisturbed():
         shutil.rmtree(folder, ignore_errors=True)
-    except BaseException:  # a signal came in between
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
