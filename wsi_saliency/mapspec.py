@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wsi_saliency.settings import Attribution, Method
+
+_NOT_IN_FILES = re.compile(r"[^A-Za-z0-9_.-]")
 
 PLAIN: Method = "none"
 """The method that smooths nothing, which all others are compared with."""
@@ -32,5 +36,12 @@ class MapSpec:
 
     @property
     def name(self) -> str:
-        """Name in file names, columns and records, such as ``layer3.centred-hook.deeplift``."""
-        return ".".join((self.layer.replace("/", "_"), self.method, self.attribution))
+        """Name in file names, columns and records, such as ``layer3.centred-hook.deeplift``.
+
+        A layer may be called anything. Where its name does not suit files, a part of its hash keeps it apart
+        from a layer that is called almost so.
+        """
+        layer = _NOT_IN_FILES.sub("_", self.layer)
+        if layer != self.layer:
+            layer += f"-{sha256(self.layer.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"
+        return ".".join((layer, self.method, self.attribution))

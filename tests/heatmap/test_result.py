@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -178,18 +179,27 @@ def test_maps_of_a_record_that_cannot_be_read_are_one_line(damage):
 
 
 def test_files_and_columns_of_one_map_and_of_several():
-    one, other = MapSpec("layer3", "none", "gradient"), MapSpec("a/b", "centred-hook", "deeplift")
+    one, other = MapSpec("layer3", "none", "gradient"), MapSpec("layer4", "centred-hook", "deeplift")
     assert MapFiles.of([one])[one] == MapFiles("saliency.ome.zarr", "saliency.ome.tif", "overview.png")
     files = MapFiles.of([one, other])
-    name = "a_b.centred-hook.deeplift"
+    name = "layer4.centred-hook.deeplift"
     assert files[other] == MapFiles(
         f"saliency.{name}.ome.zarr", f"saliency.{name}.ome.tif", f"overview.{name}.png"
     )
-    assert files[one].overview == "overview.png"
+    assert files[one].overview == "overview.layer3.none.gradient.png"
     assert files[one].ome_zarr == "saliency.layer3.none.gradient.ome.zarr"
     assert columns_of([one], ["t"])[one] == [("saliency_mean", "saliency_max")]
     assert columns_of([one], ["t", "u"])[one][1][1] == "saliency_max.layer3.none.gradient.u"
     assert columns_of([one, other], ["t"])[other] == [(f"saliency_mean.{name}.t", f"saliency_max.{name}.t")]
+
+
+def test_layers_whose_names_are_no_names_of_files_have_files_of_their_own():
+    layers = ["a/b", "a_b", "a\\b", "a b", "a:b", "ä", "\udcff", "con|v"]
+    names = [MapSpec(layer, "none", "gradient").name for layer in layers]
+    assert len({*names}) == len(layers)
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for name in names)
+    assert names[1] == "a_b.none.gradient"
+    assert names == [MapSpec(layer, "none", "gradient").name for layer in layers]
 
 
 def test_maps_are_known_by_their_files_names():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from wsi_saliency.heatmap.ticks import Ticks, length_label, nice_number
+from wsi_saliency.heatmap.ticks import Ticks, length_label, nice_number, short_number
 
 
 @given(st.floats(1e-3, 1e6))
@@ -53,3 +53,12 @@ def test_there_are_several_ticks_but_not_too_many_and_their_labels_are_true(
         assert low - 1e-6 * length <= value <= low + length * (1 + 1e-6)
         read = float(label.replace("−", "-")) * 10.0**ticks.power
         assert read == pytest.approx(value, abs=1e-6 * length)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (0.25, "0.25"), (-1.234, "−1.2"), (0.001, "0.001"), (5.51e-4, "5.5e−4"), (-2e-12, "−2e−12"),
+     (9940.0, "9900"), (123456.0, "1.2e5"), (300.0, "300")],
+)  # fmt: skip
+def test_short_numbers_have_two_digits(value: float, text: str) -> None:
+    assert short_number(value) == text

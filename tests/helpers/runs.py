@@ -14,10 +14,10 @@ from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.workflows.explain import explain_slide
 
-REMADE = {"tiles.csv", "run.json", "overlay.groovy", "tiles.geojson.gz", "report.html"}
+REMADE = {"overview.png", "tiles.csv", "run.json", "overlay.groovy", "tiles.geojson.gz", "report.html"}
 """What tells of all maps of a result: made anew when maps are added."""
 
-OUTPUTS = {"saliency.ome.zarr", "saliency.ome.tif", "overview.png", *REMADE}
+OUTPUTS = {"saliency.ome.zarr", "saliency.ome.tif", *REMADE}
 SETTINGS = RunSettings(
     model="spots", methods=("none",), attributions=("gradient",), layers=("8",), device="cpu"
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -97,13 +98,13 @@ def test_the_older_files_are_the_same_under_their_new_names(slide, tmp_path):
     names = after.files(COARSE)
     now = everything_in(after.folder)
     for path, content in files.items():
-        if path.parts[0] in OUTPUTS - REMADE:
-            new = str(path).replace("saliency.ome", f"saliency.{COARSE.name}.ome", 1)
+        if path.parts[0] in OUTPUTS - REMADE | {"overview.png"}:
+            new = re.sub(r"^(saliency|overview)", rf"\1.{COARSE.name}", str(path))
             assert now.pop(type(path)(new)) == content
     left = {path.parts[0] for path in now}
     assert left == {*vars(after.files(FINE)).values(), *REMADE}
     assert names.ome_zarr == f"saliency.{COARSE.name}.ome.zarr"
-    assert (after.maps[0], names.overview) == (before.maps[0], "overview.png")
+    assert (after.maps[0], names.overview) == (before.maps[0], f"overview.{COARSE.name}.png")
     for row, joined in zip(rows, rows_of(after.folder), strict=True):
         assert list(row) == list(joined)[: len(row)]
         assert {name: joined[name] for name in row} == row
@@ -259,6 +260,7 @@ STATIONS = [
     "explain_tiles",
     "write_ome_tiff",
     "_write_overview",
+    "_write_contact_sheet",
     "run_record",
     "export",
 ]

@@ -80,6 +80,11 @@ class Predictions:
         highest = probability if self.highest is None else max(self.highest, probability)
         return Predictions(self.target, self.patches + 1, self.positive + (probability > 0.5), highest)
 
+    @property
+    def all_negative(self) -> bool:
+        """Whether patches were explained, and none of them is positive."""
+        return self.positive == 0 < self.patches
+
     def __str__(self) -> str:
         if self.highest is None:
             return "nothing on this slide was explained: no tissue was found"
@@ -152,10 +157,10 @@ def write_overview(
     values = map_on_thumbnail(heatmap, thumbnail_size(heatmap.info.slide_size), channel)
     if signed is False:
         values = np.abs(values)
-    dark = value_range is None and predictions is not None and predictions.positive == 0 < predictions.patches
+    dark = value_range is None and predictions is not None and predictions.all_negative
     if dark:
         values = np.zeros_like(values)
-    scale = _colour_scale(values, signed, value_range)
+    scale = colour_scale(values, signed, value_range)
     picture = Image.new("RGB", (layout.size.w, layout.size.h), "white")
     _draw_panels(picture, layout, Image.fromarray(thumbnail), Image.fromarray(scale(values)))
     slide_um = heatmap.info.slide_size.w * heatmap.info.slide_mpp.x
@@ -167,7 +172,7 @@ def write_overview(
     said = "" if predictions is None else str(predictions)
     _write_texts(picture, heatmap.info.slide_name, heatmap.info.channels[channel], said, note)
     with writing(path):
-        path.write_bytes(_png(picture))
+        path.write_bytes(png(picture))
 
 
 def thumbnail_size(slide_size: Size) -> Size:
@@ -240,9 +245,10 @@ def is_signed(window: Window) -> bool:
     return window.start < 0 and -window.start >= _SIGNED_SHARE * window.end
 
 
-def _colour_scale(
+def colour_scale(
     values: NDArray[np.float32], signed: bool | None, value_range: tuple[float, float] | None
 ) -> ColourScale:
+    """Choose the colours of what is shown; the parameters are those of `write_overview`."""
     window = window_of(values, 0.0, 0.0)
     if value_range is not None:
         window = window.showing(*value_range)
@@ -359,8 +365,8 @@ def _write_texts(picture: Image.Image, title: str, channel: str, predictions: st
         ImageDraw.Draw(picture).text((_MARGIN, y), shown, colour, face, anchor="lm")
 
 
-def _png(picture: Image.Image) -> bytes:
-    """Compress, smaller if need be, until the file is small enough."""
+def png(picture: Image.Image) -> bytes:
+    """Compress a picture, smaller if need be, until the file is small enough."""
     while True:
         buffer = io.BytesIO()
         picture.save(buffer, "PNG", **_COMPRESSION)

@@ -54,14 +54,17 @@ class MapFiles:
 
     @classmethod
     def of(cls, maps: Sequence[MapSpec]) -> dict[MapSpec, MapFiles]:
-        """Name the files of all maps of a result: a single map needs no name of its own."""
+        """Name the files of all maps of a result: a single map needs no name of its own.
+
+        Of several maps, ``overview.png`` shows all, and belongs to none.
+        """
         if len(maps) == 1:
             return {maps[0]: cls(ZARR, TIFF, OVERVIEW)}
         return {
             spec: cls(
                 f"{MAP}.{spec.name}.ome.zarr",
                 f"{MAP}.{spec.name}.ome.tif",
-                OVERVIEW if spec == maps[0] else f"overview.{spec.name}.png",
+                f"overview.{spec.name}.png",
             )
             for spec in maps
         }

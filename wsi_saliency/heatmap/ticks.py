@@ -21,6 +21,14 @@ def length_label(length_um: float) -> str:
     return f"{length_um / 1000:g} mm" if length_um >= 1000 else f"{length_um:g} µm"
 
 
+def short_number(value: float) -> str:
+    """Write a number with two digits in at most seven characters: ``−1.2e−4``."""
+    text = f"{value:.1e}" if value and not 1e-3 <= abs(value) < 1e4 else f"{float(f'{value:.2g}'):g}"
+    digits, _, power = text.partition("e")
+    short = f"{digits.removesuffix('.0')}e{int(power)}" if power else digits
+    return short.replace("-", "−")
+
+
 @dataclass(frozen=True)
 class Ticks:
     """Round values on an axis; the labels are to be multiplied with ``10**power``."""

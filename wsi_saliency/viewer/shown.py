@@ -16,7 +16,6 @@ from wsi_saliency.errors import SlideError
 from wsi_saliency.heatmap.colours import ColourScale
 from wsi_saliency.heatmap.overview import Predictions, slide_in_overview
 from wsi_saliency.heatmap.pyramid import TILE as MAP_TILE
-from wsi_saliency.heatmap.result import OVERVIEW
 from wsi_saliency.heatmap.strongest import strongest_patches
 from wsi_saliency.messages import storable
 from wsi_saliency.slides.opening import open_slide
@@ -156,7 +155,7 @@ class Shown:
     def slide_picture(self) -> bytes:
         """The slide in the overview, as JPEG; white where there is no overview."""
         try:
-            with Image.open(self._result.folder / OVERVIEW) as overview:
+            with Image.open(self._result.folder / self._result.files().overview) as overview:
                 return as_jpeg(slide_in_overview(overview, self._size))
         except OSError:
             scale = _THUMBNAIL / max(self._size.w, self._size.h)
@@ -167,7 +166,7 @@ class Shown:
 def thumbnail(result: Result) -> bytes | None:
     """Return a small picture of a result's overview as JPEG, or None if it has none."""
     try:
-        with Image.open(result.folder / OVERVIEW) as overview:
+        with Image.open(result.folder / result.files().overview) as overview:
             overview.thumbnail((_THUMBNAIL, _THUMBNAIL))
             return as_jpeg(overview.convert("RGB"))
     except OSError:

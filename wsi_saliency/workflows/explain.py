@@ -12,11 +12,13 @@ import torch
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import carry, check_free, growing, locked
 from wsi_saliency.geometry import Region
+from wsi_saliency.heatmap.contact_sheet import write_contact_sheet
 from wsi_saliency.heatmap.dicom import check_installed
 from wsi_saliency.heatmap.exports import export, export_again
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
+from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
-from wsi_saliency.heatmap.result import ZARR, MapFiles, Result, differences, write_record
+from wsi_saliency.heatmap.result import OVERVIEW, ZARR, MapFiles, Result, differences, write_record
 from wsi_saliency.heatmap.snapshot import DamagedSnapshotError
 from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.report.slide_page import write_slide_page
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wsi_saliency.heatmap.ome_zarr import Heatmap
+    from wsi_saliency.heatmap.result import MapRecord
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.slides.slide import Slide
@@ -286,7 +288,23 @@ def _write_results(
                 work / files[spec].overview, plan, spec, thumbnail, heatmap, predictions, settings
             )
     maps = [*earlier, *(map_record(plan, spec, heatmap) for spec, heatmap in heatmaps.items())]
+    with clock.station("overview"):
+        _write_contact_sheet(work, maps, thumbnail, predictions[0], settings)
     return run_record(plan, settings, maps, predictions, before), thumbnail
+
+
+def _write_contact_sheet(
+    work: Path,
+    maps: list[MapRecord],
+    thumbnail: NDArray[np.uint8],
+    predictions: Predictions,
+    settings: RunSettings,
+) -> None:
+    """Draw all maps of a result, if it has several, in one picture."""
+    files = MapFiles.of([found.spec for found in maps])
+    if len(maps) > 1:
+        shown = [(found, Heatmap.open(work / files[found.spec].ome_zarr)) for found in maps]
+        write_contact_sheet(work / OVERVIEW, thumbnail, shown, predictions, settings.range)
 
 
 def _carry_over(before: Result, plan: Plan, work: Path) -> None:
