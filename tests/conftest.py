@@ -5,7 +5,7 @@ import signal
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # What a helper asserts is reported in full, as in a test.
 pytest.register_assert_rewrite("tests.helpers")
@@ -21,6 +21,8 @@ torch.set_num_threads(1)
 
 # The same examples each time, so that a change is judged by what it changes. HYPOTHESIS_PROFILE=search looks
 # for new ones; what it finds becomes an @example.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("search", max_examples=1000)
+# How long an example takes says something of the machine, and nothing of the program.
+timeless = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("same", timeless, derandomize=True)
+settings.register_profile("search", timeless, max_examples=1000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))

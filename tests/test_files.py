@@ -70,7 +70,7 @@ def kill(): os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
-def other_process(target, *, seconds=60.0):
+def other_process(target, *, seconds=600.0):
     """Let another process hold the lock of a place for some time, or until the block is left."""
     code = """
 import sys, time
@@ -338,7 +338,7 @@ def test_who_comes_second_waits_and_says_for_whom(tmp_path, caplog):
             time.sleep(0.01)
         assert not order
         order.append("first")
-    waiting.join(10)
+    waiting.join(120)
     assert order == ["first", "second"]
     who = f"process {process.pid} on {files.socket.gethostname()}"
     assert [record.getMessage() for record in caplog.records] == [
@@ -362,7 +362,7 @@ def test_threads_exclude_each_other_too(tmp_path, monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(120)
     assert most == [1] * 80
     assert tree(tmp_path) == {}
 

@@ -88,7 +88,7 @@ def refused(kind, name, value):
 
 
 @pytest.mark.parametrize(("kind", "name"), NUMBERS)
-@limits(max_examples=30, deadline=None)
+@limits(max_examples=30)
 @given(data=st.data())
 def test_a_number_out_of_its_bounds_is_one_line_that_names_it(kind, name, data):
     known = options_of(kind)[name]

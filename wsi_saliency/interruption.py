@@ -43,8 +43,9 @@ _promised: list[Callable[[], None]] = []
 def reraise_interruption() -> None:
     """Raise an interruption again that a library has turned into an error of its own; else do nothing.
 
-    ctypes does so: a signal that comes while it converts an argument ends in its ``ArgumentError``. To be
-    called where an error is about to become a line of text.
+    ctypes does so: a signal that comes while it converts an argument ends in its ``ArgumentError``. Python
+    itself drops what is raised in a callback of the garbage collector. To be called where an error is about
+    to become a line of text, and now and then in long work.
 
     Raises
     ------

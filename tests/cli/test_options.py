@@ -113,7 +113,7 @@ def test_the_default_is_that_of_the_settings_and_the_help_says_so(command, name)
 
 
 @pytest.mark.parametrize(("command", "name"), NUMBERS)
-@limits(max_examples=30, deadline=None)
+@limits(max_examples=30)
 @given(data=st.data())
 def test_the_command_line_takes_the_numbers_that_the_settings_take(command, name, data):
     kind = kind_of(command, name)

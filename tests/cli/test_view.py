@@ -35,13 +35,13 @@ def test_it_serves_until_ctrl_c_without_torch(result, tmp_path):
         found = re.match(r"(http://127\.0\.0\.1:\d+/)([\w-]+)/  \(Ctrl-C ends it\)\n", line)
         assert found, process.stderr.read()
         try:
-            with urlopen(f"{found[1]}{found[2]}/", timeout=10) as page:
+            with urlopen(f"{found[1]}{found[2]}/", timeout=60) as page:
                 assert b"openseadragon" in page.read()
             with pytest.raises(HTTPError, match="403"):
-                urlopen(f"{found[1]}wrong/", timeout=10)
+                urlopen(f"{found[1]}wrong/", timeout=60)
         finally:
             process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr.read() == "Ended.\n"
 
 

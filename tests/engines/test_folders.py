@@ -16,7 +16,7 @@ import pytest
 from tests.helpers.commands import PICTURE
 from tests.helpers.paths import ROOT
 from tests.helpers.runs import SETTINGS, explained
-from tests.helpers.slides import write_svs
+from tests.helpers.slides import section, write_svs
 from wsi_saliency.engines import folders
 from wsi_saliency.engines.folders import FolderRun
 from wsi_saliency.errors import NoRoomError, OutputError
@@ -140,7 +140,8 @@ def test_what_another_run_has_made_meanwhile_is_kept(run, complete, tmp_path, ca
     def other_run():
         with locked(target):
             held.set()
-            threading.Event().wait(0.5)
+            while not caplog.records:  # the run has seen that it has to wait
+                threading.Event().wait(0.01)
             made.folder.rename(target)
 
     other = threading.Thread(target=other_run)
@@ -211,7 +212,7 @@ if __name__ == "__main__":
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
@@ -249,7 +250,7 @@ def test_several_slides_in_worker_processes_and_again(tmp_path):
 
 
 def test_a_single_slide_with_a_timeout_has_a_process_too(tmp_path):
-    write_svs(tmp_path / "a.svs", [PICTURE])
+    write_svs(tmp_path / "a.svs", [section(2048, 2048)])  # takes long
     code, out, err = program(tmp_path, "run", "a.svs", "--slide-timeout", "0.01")
     assert (code, out) == (1, ["False"])
     assert err[-1] == "Error: a.svs: stopped after 0.01 s (--slide-timeout)"

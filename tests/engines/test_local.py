@@ -16,6 +16,7 @@ import pytest
 from tests.helpers.paths import ROOT
 from tests.helpers.workers import dying, jobs_for, notes, staged, unable
 from wsi_saliency.engines.local import LocalEngine
+from wsi_saliency.engines.worker import TIDYING
 from wsi_saliency.errors import ModelError
 from wsi_saliency.settings import RunSettings
 
@@ -42,8 +43,8 @@ def workers_of(folder):
     return {line.split()[0]: line.split()[2] for line in notes(folder) if not line.startswith("started")}
 
 
-def gone(process, seconds=8.0):
-    """Whether a process ends soon."""
+def gone(process, seconds=120.0):
+    """Whether a process ends; what does not by itself hangs for longer than that."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         try:
@@ -104,7 +105,7 @@ def test_what_the_classifier_notes_is_said_once_whatever_dies(ran, caplog):
 
 @pytest.mark.parametrize(("name", "function"), [("segfault", "string_at"), ("deaf", "_hang")])
 def test_where_a_worker_died_is_in_the_trace(tmp_path, name, function):
-    with LocalEngine(tmp_path / "out", timeout=1.0, make_work=staged) as engine:
+    with LocalEngine(tmp_path / "out", timeout=3.0, make_work=staged) as engine:
         (outcome,) = engine.run(jobs_for(name), SETTINGS)
     assert f" in {function}" in outcome.trace
     assert 'workers.py", line ' in outcome.trace
@@ -118,11 +119,17 @@ def test_what_a_dead_worker_has_written_elsewhere_is_removed(ran, tmp_path, monk
 
 
 @pytest.mark.parametrize("name", ["hangs", "deaf"])
-def test_a_slide_that_takes_too_long_is_stopped(ran, name):
-    start = time.monotonic()
-    said = ran("a", name, "b", timeout=1.0)
+def test_a_slide_that_takes_too_long_is_stopped(tmp_path, monkeypatch, name):
+    """The others have no time limit here: how long they take is a matter of the machine."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    said = []
+    with LocalEngine(tmp_path / "in" / "out", make_work=staged) as engine:
+        (tmp_path / "in").mkdir()
+        for job, timeout in zip(jobs_for("a", name, "b"), (None, 1.0, None), strict=True):
+            engine.timeout = timeout
+            said += [outcome.failure for outcome in engine.run([job], SETTINGS)]
     assert said == ["a.svs: done", f"{name}.svs: stopped after 1 s (--slide-timeout)", "b.svs: done"]
-    assert time.monotonic() - start < 30
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["notes"]
 
 
 def test_each_of_several_devices_has_a_worker_and_slides_go_in_turn(ran, tmp_path):
@@ -133,8 +140,8 @@ def test_each_of_several_devices_has_a_worker_and_slides_go_in_turn(ran, tmp_pat
 
 
 def test_cuda_is_all_gpus_that_the_first_worker_finds(ran, tmp_path):
-    said = ran("a", "hangs", "b", "deaf", settings=RunSettings(device="cuda"), timeout=3)
-    assert sorted(said)[:2] == ["a.svs: done", "b.svs: done"]
+    said = ran("a", "waits", "b", settings=RunSettings(device="cuda"))
+    assert sorted(said) == ["a.svs: done", "b.svs: done", "waits.svs: done"]
     assert {"started cuda", "started cuda:1"} <= set(notes(tmp_path / "new"))
 
 
@@ -149,9 +156,12 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from tests.helpers.workers import jobs_for, staged
+from wsi_saliency.engines import local
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.interruption import interruptible
 from wsi_saliency.settings import RunSettings
+if sys.argv[2] == "endless":
+    local.TIDYING = 600.0
 try:
     with interruptible(), LocalEngine(Path(sys.argv[1], "out"), make_work=staged) as engine:
         for outcome in engine.run(jobs_for("a", sys.argv[2]), RunSettings(device="cpu")):
@@ -191,25 +201,31 @@ def hanging(tmp_path):
 @pytest.mark.parametrize("to", ["program", "all"])
 def test_a_signal_ends_the_workers_and_leaves_nothing(hanging, tmp_path, sent, code, to):
     program, worker = hanging("hangs")
-    start = time.monotonic()
     (os.killpg if to == "all" else os.kill)(program.pid, getattr(signal, sent))
-    assert program.wait(10) == code
-    assert time.monotonic() - start < 5
-    assert gone(worker, 0.5)
+    assert program.wait(120) == code
+    assert gone(worker)
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["notes"]
 
 
-def test_a_worker_that_hears_no_signal_is_killed_within_five_seconds_and_at_once_by_a_second(
-    hanging, tmp_path
-):
+def test_a_worker_that_hears_no_signal_is_killed_within_five_seconds(hanging, tmp_path):
+    assert TIDYING < 5
     program, worker = hanging("deaf")
-    start = time.monotonic()
     program.send_signal(signal.SIGINT)
-    time.sleep(1.5)
+    assert program.wait(120) == 130
+    assert gone(worker)
+    assert [path.name for path in (tmp_path / "in").iterdir()] == ["notes"]
+
+
+def test_a_second_signal_kills_the_workers_at_once(hanging, tmp_path):
+    """Without it, the program would wait for ten minutes; one that comes within a second is not heard."""
+    program, worker = hanging("endless")
     program.send_signal(signal.SIGINT)
-    assert program.wait(10) == 130
-    assert time.monotonic() - start < 2.5
-    assert gone(worker, 0.5)
+    until = time.monotonic() + 120
+    while program.poll() is None and time.monotonic() < until:
+        time.sleep(1.5)
+        program.send_signal(signal.SIGINT)
+    assert program.wait(0) == 130
+    assert gone(worker)
     assert [path.name for path in (tmp_path / "in").iterdir()] == ["notes"]
 
 
@@ -220,7 +236,7 @@ def test_of_what_a_killed_worker_held_nothing_is_said(tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert done.stdout.splitlines()[1].startswith("semaphore.svs: the process died (signal 9")
     assert "resource_tracker" not in done.stderr

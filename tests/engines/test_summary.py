@@ -81,7 +81,7 @@ run.close()
         subprocess.Popen([sys.executable, "-c", code, tmp_path, name], cwd=ROOT, stderr=subprocess.PIPE)
         for name in "ab"
     ]
-    assert [run.communicate(timeout=60)[1] for run in runs] == [b"", b""]
+    assert [run.communicate(timeout=300)[1] for run in runs] == [b"", b""]
     assert {found.folder for found in read_summary(tmp_path)} == {f"{n}{i}" for n in "ab" for i in range(20)}
     assert sorted(path.name for path in tmp_path.iterdir()) == ["index.html", "summary.csv"]
 

@@ -291,7 +291,6 @@ documents = st.recursive(values, lambda inner: st.lists(inner) | st.dictionaries
 
 
 @given(documents, documents, st.sampled_from(words))
-@settings(deadline=None)
 def test_any_json_is_refused_in_our_words_if_at_all(tmp_path_factory, one, other, kind):
     geometry = {"type": kind, "coordinates": one, "geometries": one}
     for document in (
@@ -403,7 +402,7 @@ cell_sizes = st.sampled_from([0.25, 0.5, 1, 2.5, 8])
 
 
 @given(several, st.lists(polygons, max_size=1), origins, origins, cell_sizes, cell_sizes)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_the_mask_is_that_of_the_definition(areas, cut_outs, x0, y0, fx, fy):
     found = annotations(*areas, cut_outs=cut_outs)
     lattice = 13, 11, x0, y0, fx, fy
@@ -421,7 +420,7 @@ def test_bands_leave_no_seams(monkeypatch, band):
 
 
 @given(st.integers(0, 1000), st.integers(2, 6))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_areas_that_share_edges_share_out_the_cells(seed, n):
     """A crooked mesh covers each cell once, whichever way round its meshes go, at any coordinates."""
     rng = np.random.default_rng(seed)

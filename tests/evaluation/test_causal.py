@@ -95,7 +95,7 @@ def test_any_step_will_do(step):
     assert_same(found, slow_curves(net, images, maps, step, [0] * 3), 1e-12)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 999), levels=st.integers(1, 4), step=st.integers(5, 70), batch=st.integers(1, 50))
 def test_pixels_of_equal_saliency_follow_in_raster_order(seed, levels, step, batch):
     net, images = Intensity(classes=2), 5 * some_images(2, 10, seed)

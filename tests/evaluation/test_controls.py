@@ -86,7 +86,7 @@ def test_the_wanted_total_variation_is_reached_within_a_percent(rough, side, sha
         assert torch.allclose(found, widest, rtol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 1000), share=st.floats(0.3, 0.99), h=st.integers(6, 30), channels=st.integers(1, 3)
 )

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_saliency.evaluation import localisation as module
@@ -44,7 +44,6 @@ pixels = st.builds(
 
 
 @given(pixels)
-@settings(deadline=None)
 def test_scores_are_those_of_the_definition(pixels):
     auroc, average_precision = pixel_scores(*pixels)
     assert auroc == pytest.approx(slow_auroc(*pixels), abs=1e-12)
@@ -52,7 +51,6 @@ def test_scores_are_those_of_the_definition(pixels):
 
 
 @given(pixels, st.integers(1, 9))
-@settings(deadline=None)
 def test_scores_do_not_depend_on_order_or_chunks(pixels, chunk):
     values, positive = pixels
     order = np.random.default_rng(chunk).permutation(len(values))
@@ -181,7 +179,6 @@ def slow_map(boxes, probabilities, width, height, x0, y0, fx, fy):
 @given(
     st.integers(0, 10**6), st.integers(0, 12), st.sampled_from([1, 3, 50]), st.sampled_from([0.5, 1, 2.25])
 )
-@settings(deadline=None)
 def test_a_cell_is_the_mean_of_the_patches_over_its_centre(seed, n, band_rows, fx):
     rng = np.random.default_rng(seed)
     boxes = np.hstack([rng.integers(-8, 20, (n, 2)), rng.integers(1, 15, (n, 2))]) / 2

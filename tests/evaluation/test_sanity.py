@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 import timm
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import nn
@@ -264,7 +264,6 @@ def test_a_network_that_cannot_be_copied_is_refused():
 maps = arrays(np.float32, (3, 4, 5), elements=st.integers(-3, 3))
 
 
-@settings(deadline=None)
 @given(a=maps, b=maps)
 def test_spearman_equals_scipy_s_with_ties(a, b):
     found = spearman(a, b)

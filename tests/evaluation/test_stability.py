@@ -95,7 +95,7 @@ def measured(slide, explain, geometry, **how):
 # -- the region ------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 99), most=st.integers(10_000, 500_000), w=st.integers(70, 720), h=st.integers(70, 560)
 )

@@ -46,7 +46,7 @@ def test_nineteen_of_twenty_intervals_hold_the_mean() -> None:
 
 
 @given(SCORES, st.randoms())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_order_of_patches_changes_nothing(values: np.ndarray, random) -> None:
     order = list(range(len(values)))
     random.shuffle(order)
@@ -55,13 +55,13 @@ def test_the_order_of_patches_changes_nothing(values: np.ndarray, random) -> Non
 
 
 @given(SCORES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_a_map_against_itself_differs_by_exactly_nothing(values: np.ndarray) -> None:
     assert paired(values, values.copy()) == Summary(len(values), 0.0, 0.0, 0.0, 0.0)
 
 
 @given(SCORES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_other_way_round_is_mirrored(a: np.ndarray) -> None:
     b = np.cos(7 * a)
     one, other = paired(a, b), paired(b, a)
@@ -72,7 +72,7 @@ def test_the_other_way_round_is_mirrored(a: np.ndarray) -> None:
 
 
 @given(SCORES)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_intervals_lie_within_the_values(values: np.ndarray) -> None:
     found = summary(values)
     assert values.min() - 1e-12 <= found.low <= found.high <= values.max() + 1e-12

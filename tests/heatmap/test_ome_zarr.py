@@ -58,7 +58,7 @@ def test_every_level_is_the_block_mean_of_the_padded_base(
         np.testing.assert_allclose(heatmap.read(level), blocks, rtol=1e-5, atol=1e-11)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.data())
 def test_how_rows_are_cut_does_not_matter_and_missing_rows_are_zero(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
@@ -321,7 +321,7 @@ def _files(folder: Path) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 @pytest.mark.parametrize("version", VERSIONS)
 def test_a_reopened_store_becomes_that_of_one_that_was_not_interrupted(

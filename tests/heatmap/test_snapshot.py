@@ -44,7 +44,7 @@ def test_what_was_written_is_read_back(file):
     assert os.listdir(file.parent) == ["saved"]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(shape=st.lists(st.integers(0, 4), max_size=3), step=st.integers(1, 3), seed=st.integers(0, 9))
 def test_any_shape_also_of_views(tmp_path_factory, shape, step, seed):
     whole = np.random.default_rng(seed).normal(size=[side * step for side in shape])

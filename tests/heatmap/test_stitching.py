@@ -66,13 +66,13 @@ cases = st.builds(
 )
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(case=cases)
 def test_equals_the_definition(case):
     np.testing.assert_allclose(stitched(*case, 8), reference(*case, 8), atol=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(case=cases, seed=st.integers(0, 9))
 def test_order_of_tiles_does_not_matter(case, seed):
     grid, tiles, maps = case
@@ -135,7 +135,7 @@ def test_window_is_positive_symmetric_and_one_cell_is_kept():
     assert hann_window(1, 1) == 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     case=st.builds(
         random_case,
@@ -168,7 +168,7 @@ def test_layers_of_one_grid_have_cells_of_their_own_size(reduction):
     np.testing.assert_allclose(np.concatenate(bands, axis=1)[0], slide, rtol=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(case=cases, data=st.data())
 def test_a_restored_stitcher_goes_on_as_if_nothing_had_happened(tmp_path_factory, case, data):
     """Also where tiles come in any order, and it happens twice."""

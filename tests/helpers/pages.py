@@ -65,7 +65,7 @@ def browsed(page: str, path: Path) -> dict[str, Any]:
     command = browser(path / "profile")
     (path / "index.html").write_text(page, "utf-8")
     command += ["--virtual-time-budget=5000", "--dump-dom", (path / "index.html").as_uri()]
-    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    done = subprocess.run(command, capture_output=True, timeout=240, check=True)
     found = re.search(r'<pre id="outcome">(.*?)</pre>', done.stdout.decode("utf-8"), re.DOTALL)
     assert found, "the page's scripts did not run to their end"
     return json.loads(html.unescape(found[1]))

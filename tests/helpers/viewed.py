@@ -60,7 +60,7 @@ def served(site: Site) -> Iterator[Server]:
 
 def ask(server: Server, path: str, method: str = "GET", **headers: str) -> tuple[HTTPResponse, bytes]:
     """Ask a server for a path as it stands, and return the reply with its body."""
-    connection = HTTPConnection(*server.server_address[:2], timeout=10)
+    connection = HTTPConnection(*server.server_address[:2], timeout=60)
     try:
         connection.request(method, path, headers=headers)
         reply = connection.getresponse()

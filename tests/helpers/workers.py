@@ -14,6 +14,7 @@ import time
 import traceback
 from pathlib import Path
 
+from wsi_saliency.engines import worker
 from wsi_saliency.engines.messages import Advanced, Begun, Loaded, Loading
 from wsi_saliency.errors import ModelError
 from wsi_saliency.files import growing, locked
@@ -70,12 +71,23 @@ def dying(order, send):
 
 def _hang(target):
     with locked(target), growing(target):
-        time.sleep(60)
+        time.sleep(600)
 
 
 def _hang_deaf(target):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     _hang(target)
+
+
+def _hang_for_ever(target):
+    worker.TIDYING = 600.0  # does not even end by itself
+    _hang_deaf(target)
+
+
+def _wait_for_b(target):
+    """Be done when another slide is at work, so that there have to be two workers."""
+    while not any(line.startswith("b ") for line in notes(target.parents[1])):
+        time.sleep(0.01)
 
 
 def _killed(target):
@@ -98,8 +110,10 @@ _DEEDS = {
     "segfault": lambda target: ctypes.string_at(0),
     "killed": _killed,
     "exits": lambda target: os._exit(7),
-    "terminated": lambda target: os.kill(os.getpid(), signal.SIGTERM) or time.sleep(10),
+    "terminated": lambda target: signal.raise_signal(signal.SIGTERM),
     "hangs": _hang,
     "deaf": _hang_deaf,
+    "endless": _hang_for_ever,
+    "waits": _wait_for_b,
     "broken": _broken,
 }

@@ -163,7 +163,7 @@ def test_what_is_right_is_read(good: Any, read: Callable[[Document], Any]) -> No
 
 
 @pytest.mark.parametrize(("good", "read"), READERS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_whatever_stands_in_place_of_a_value_ends_in_one_line(
     good: Any, read: Callable[[Document], Any], data: st.DataObject

@@ -66,17 +66,14 @@ def test_weights_of_another_network_do_not_fit(network: nn.Module, tmp_path: Pat
 
 
 OFFLINE = """
-import time
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.models.hub import HubRepo
 print(load_classifier("camelyon16").class_names)
-start = time.monotonic()
 try:
     HubRepo("MONAI/pathology_tumor_detection", "0.0.1").file("models/model.pt")
 except ModelError as error:
     print(error)
-assert time.monotonic() - start < 2
 """
 
 

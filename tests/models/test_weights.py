@@ -382,7 +382,7 @@ def test_what_no_network_can_take_is_refused(state: dict[Any, Any], said: str, t
     assert said in refused(tmp_path / "model.pt")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     changes=st.lists(st.tuples(st.integers(0, 400), st.integers(0, 255)), min_size=1, max_size=4),
     zipped=st.booleans(),

@@ -102,6 +102,6 @@ def test_a_browser_shows_the_pictures_beside_the_page_and_nothing_else(tmp_path)
         [*browser(tmp_path / "profile"), "--dump-dom", page.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert "<title>30|file:</title>" in done.stdout

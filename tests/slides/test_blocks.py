@@ -62,7 +62,7 @@ def test_only_blocks_under_wanted_patches_are_read():
     assert slide.reads == [(0, 0)]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     w=st.integers(1, 5000), h=st.integers(1, 3000), overlap=st.floats(0, 0.9), share=st.floats(0, 1),
     capacity=st.integers(1, 30), seed=st.integers(0, 99),

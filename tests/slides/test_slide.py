@@ -155,7 +155,7 @@ def test_outside_is_white() -> None:
     assert (slide.read(Region(1000, -500, 30, 30), Size(20, 20)) == 255).all()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(SCALES), st.floats(-20, 200), st.floats(-20, 200))
 def test_read_follows_the_definition(scale: float, x: float, y: float) -> None:
     slide = in_memory([PICTURE])
@@ -164,7 +164,7 @@ def test_read_follows_the_definition(scale: float, x: float, y: float) -> None:
     assert np.abs(got - slow_resample(PICTURE, (x, y), scale, out)).max() <= 1.5
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.sampled_from(SCALES), st.floats(-9, 9), st.integers(1, 59), st.integers(1, 49), st.booleans())
 def test_read_in_parts_equals_read_whole(
     scale: float, origin: float, column: int, row: int, skewed: bool

@@ -142,7 +142,7 @@ def browse(url, folder, *options):
     """Open an address; other hosts than this machine are not found."""
     command = browser(folder / "profile")
     command += ["--hide-scrollbars", "--virtual-time-budget=15000", *options, url]
-    subprocess.run(command, capture_output=True, timeout=90, check=True)
+    subprocess.run(command, capture_output=True, timeout=240, check=True)
 
 
 def slide():

@@ -303,7 +303,7 @@ def test_the_older_result_survives_an_addition_that_is_killed(slide, tmp_path):
     first = explained(slide, tmp_path / "out", FIRST)
     files = everything_in(first.folder)
     command = [sys.executable, "-c", KILLED, slide, first.folder, json.dumps(FINER.to_json())]
-    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, timeout=120)
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=False, timeout=600)
     assert done.returncode == 9
     assert everything_in(first.folder) == files
     assert Result.read(first.folder).record == first.record

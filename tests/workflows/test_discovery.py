@@ -138,7 +138,7 @@ HOSTILE = st.lists(st.sampled_from(PARTS), min_size=1, max_size=5).map("/".join)
 @example(["a.svs", "a/a.svs"])
 @example(["a/....svs"])
 @example([".", "**"])
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_results_never_lie_outside_of_the_output_folder(names):
     """Nor at it, nor in that of another slide; whatever files there are, and whatever is asked for."""
     with TemporaryDirectory() as folder:

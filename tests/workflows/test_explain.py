@@ -343,7 +343,7 @@ def test_two_processes_on_one_folder_leave_one_whole_result(slide, tmp_path):
         [sys.executable, "-c", SIDE_BY_SIDE, slide, tmp_path, str(PAIRS)],
         stdout=subprocess.PIPE,
         check=True,
-        timeout=120,
+        timeout=600,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
     )
     said = [json.loads(line) for line in done.stdout.splitlines()]

@@ -38,6 +38,7 @@ TWO = replace(
 ONE = replace(TWO, layers=("8",))
 TIMES = ("started", "seconds", "slowest_station", "peak_memory_mb", "resumed")
 BATCHES = 15
+EAGER = {"SHORTEST": 0.0, "LONGEST": 1e9, "COST": 1e9, "SHARE": 0.2, "QUICK": 1e9}
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +48,8 @@ def _quick_overview(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _eager(monkeypatch):
-    """Journals after each fifth of the patches, however quickly they are done."""
-    for name, value in (("SHORTEST", 0.0), ("COST", 1e9), ("SHARE", 0.2)):
+    """Journals after each fifth of the patches, however quickly or slowly they are done."""
+    for name, value in EAGER.items():
         monkeypatch.setattr(journal, name, value)
 
 
@@ -229,8 +230,9 @@ def test_a_killed_run_goes_on(slide, whole, tmp_path):
         "record",
         "move",
     ]
-    command = [sys.executable, "-c", KILL, slide, tmp_path, json.dumps(TWO.to_json()), *points]
-    subprocess.run(command, check=True, timeout=300, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    told = [json.dumps(facts) for facts in (TWO.to_json(), EAGER)]
+    command = [sys.executable, "-c", KILL, slide, tmp_path, *told, *points]
+    subprocess.run(command, check=True, timeout=900, env=os.environ | {"PYTHONPATH": str(ROOT)})
     resumed = dict.fromkeys(points, 1) | {"explain:2": 0}
     for point in points:
         folder = tmp_path / point / "out"
@@ -252,7 +254,6 @@ from wsi_saliency.workflows import explain, journal, streaming
 
 torch.set_num_threads(1)
 explain.write_overview = lambda path, *args, **how: path.write_bytes(b"drawn")
-journal.SHORTEST, journal.COST, journal.SHARE = 0.0, 1e9, 0.2
 WHERE = {
     "explain": (Explainer, "__call__"),
     "add": (streaming.MapSink, "add"),
@@ -277,7 +278,8 @@ def kill_at(point):
         return work(*args, **how)
     setattr(owner, function, counted)
 
-slide, out, settings, *points = sys.argv[1:]
+slide, out, settings, eager, *points = sys.argv[1:]
+vars(journal).update(json.loads(eager))
 settings = RunSettings(**json.loads(settings))
 for point in points:
     child = os.fork()
@@ -424,6 +426,6 @@ def test_of_two_runs_at_once_one_goes_on_and_the_other_keeps_the_result(slide, o
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(120)
+        thread.join()
     assert sorted(result.kept for result in results) == [False, True]
     assert_same(results[0], one, 1)

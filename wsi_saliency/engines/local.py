@@ -29,6 +29,7 @@ from wsi_saliency.engines.process import Worker, log_level
 from wsi_saliency.engines.worker import TIDYING, slide_work
 from wsi_saliency.errors import ModelError, NoRoomError, OutputError
 from wsi_saliency.files import folders_above, locked, writing
+from wsi_saliency.interruption import undisturbed
 from wsi_saliency.workflows.jobs import Outcome
 
 if TYPE_CHECKING:
@@ -94,11 +95,12 @@ class LocalEngine:
             for place in places:
                 self._worker(place).process.join(max(0.0, deadline - time.monotonic()))
         finally:
-            for place in places:
-                self._worker(place).kill()
-                self._clear(place)
-            self._places.clear()
-            self._folders.close()
+            with undisturbed():  # a third signal finds nobody in the middle of this
+                for place in places:
+                    self._worker(place).kill()
+                    self._clear(place)
+                self._places.clear()
+                self._folders.close()
 
     def run(self, jobs: Iterable[Job], settings: RunSettings) -> Iterator[Outcome]:
         """Run slides, as `Engine` says; with one device in their order, with several as they are done."""

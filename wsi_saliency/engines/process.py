@@ -27,10 +27,11 @@ if TYPE_CHECKING:
     from wsi_saliency.workflows.jobs import Job
 
 _SHELL_SIGNAL = 128  # and the number of a signal: what a process that a signal has ended reports
-_ANSWERING = 0.5  # seconds that a process may take to write in what code it is
+_ANSWERING = 5.0  # seconds that a process may take to write in what code it is
 _POLL = 0.01  # seconds
 _LONGEST = 100_000  # bytes of that
-_ENDING = 10.0  # seconds that a process whose pipe has ended may take to be gone
+_LAST_WORDS = (b" in <module>\n", b"  ...\n")  # where that ends; dots stand for very many calls
+_ENDING = 60.0  # seconds that a process whose pipe has ended may take to be gone
 
 
 @dataclass
@@ -119,13 +120,14 @@ class Worker:
         return self._dead()
 
     def _wait_for_words(self) -> None:
-        """Wait until the process has written; no longer, for it goes on with its slide meanwhile."""
-        written, until = 0, time.monotonic() + _ANSWERING
+        """Wait until the process has written; no longer, for it goes on with its slide meanwhile.
+
+        The main thread comes last, and in it what was called first.
+        """
+        until = time.monotonic() + _ANSWERING
         while time.monotonic() < until:
-            size = os.fstat(self.last_words.fileno()).st_size
-            if written and size == written:
+            if os.pread(self.last_words.fileno(), _LONGEST, 0).endswith(_LAST_WORDS):
                 return
-            written = size
             time.sleep(_POLL)
 
     def death(self) -> tuple[str, str]:

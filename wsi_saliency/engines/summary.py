@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 _EVERY = 5.0  # seconds
 _SHARE = 20  # times as long as the last writing took, nothing is written
-_PATIENCE = 10.0  # seconds that another run may take to write
+_PATIENCE = 60.0  # seconds that another run may take to write
 _POLL = 0.05  # seconds
 
 

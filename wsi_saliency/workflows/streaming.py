@@ -22,6 +22,7 @@ from wsi_saliency.heatmap.result import (
 from wsi_saliency.heatmap.snapshot import named
 from wsi_saliency.heatmap.stitching import Stitcher
 from wsi_saliency.heatmap.tile_table import tile_table
+from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.workflows.progress import silence
@@ -211,6 +212,7 @@ def explain_tiles(
                     growth.add(tiles, explanation)
                 note()
                 advance(len(tiles))
+                reraise_interruption()  # of a signal whose exception was lost in a library's callback
     with clock.station("zarr"):
         return {spec: sink.finish() for spec, sink in sinks.items()}, rows.predictions
 

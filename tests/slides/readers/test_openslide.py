@@ -91,7 +91,7 @@ def test_rounded_levels_are_placed_exactly(uneven: Slide, factor: int, corner: t
     assert np.abs(got - expected).max() < 4
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.sampled_from([1.0, 1.002, 0.5, 2.0005, 3.7, 4.0]),
     st.floats(-40, 300),
