@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,57 @@ def test_the_map_lies_where_its_values_are(call, result):
     place = found.placement
     middle = place.centre(30, 20)
     assert (region[0] + x + 0.5, region[1] + y + 0.5) == pytest.approx(middle, abs=place.fx / 2)
+
+
+def spans(svg):
+    """Left and right end of the scale bar, and width of the figure, as SVG has them."""
+    text = Path(svg).read_text()
+    width = float(re.search(r'<svg[^>]* width="([\d.]+)pt"', text)[1])
+    ends = re.search(r'd="M ([\d.]+) [\d.]+ *\n?L ([\d.]+) [\d.]+ *\n?" clip-path', text)
+    return float(ends[1]), float(ends[2]), width
+
+
+@pytest.mark.parametrize("scale", [0.4, 0.5, 1.3, 2.0])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_pixel_shows_as_many_um_as_are_asked_for(call, result, scale, beside):
+    """The slide has 512 pixels of 0.5 µm; the bar is 50 µm long, whatever the scale."""
+    how = ["--scale", f"{scale}", "--dpi", "96", *(["--beside"] if beside else [])]
+    done = call("render", result, "-o", "figure.png", *how)
+    assert done.exit_code == 0, done.output
+    panel = round(256 / scale)
+    gap = 2 / 25.4 * 96
+    assert pixels("figure.png").shape[1] == int(2 * panel + gap if beside else panel)
+    call("render", result, "-o", "figure.svg", *how)
+    left, right, width = spans("figure.svg")
+    panel_pt = panel / 96 * 72
+    assert width == pytest.approx(2 * panel_pt + gap / 96 * 72 if beside else panel_pt, abs=0.01)
+    assert (right - left) / panel_pt * 256 == pytest.approx(50, abs=0.02)
+
+
+def test_a_scale_leaves_the_region_what_it_is(call, result):
+    call("render", result, "-o", "whole.png", "--scale", "0.5", "--dpi", "96")
+    call("render", result, "-o", "part.png", "--scale", "0.5", "--dpi", "96", "--region", "100,60,200,150")
+    whole, part = pixels("whole.png"), pixels("part.png")
+    assert part.shape[1] == 200
+    shared = np.abs(whole[70:130, 110:290] - part[10:70, 10:190])
+    assert np.median(shared) <= 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scale", "100"], "the region's 256 µm would be 3 pixels, 0.254 mm at 300 dpi"),
+        (["--scale", "0.001"], "256000 pixels"),
+        (["--scale", "1", "--width", "85"], "width (--width) and scale (--scale) are both given; choose one"),
+    ],
+)
+def test_a_scale_that_makes_no_figure(call, result, arguments, words):
+    assert words in only_line(call("render", result, *arguments))
+
+
+def test_the_narrowest_figure_has_labels_that_fit(call, result):
+    call("render", result, "-o", "narrow.svg", "--width", "10")
+    assert 2 <= len(re.findall(r'id="xtick_\d', Path("narrow.svg").read_text())) <= 3
 
 
 def test_the_same_figure_is_the_same_file(call, result):

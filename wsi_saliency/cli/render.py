@@ -18,6 +18,7 @@ from wsi_saliency.settings import Bounds, whole
     epilog=examples(
         "render saliency/slide -o figure.pdf",
         "render saliency/slide --region 12000,8000,4000,3000 --beside -o figure.png",
+        "render saliency/slide --region 12000,8000,4000,3000 --scale 1 -o figure.png",
     ),
 )
 @click.argument("folder", metavar="RESULT", type=click.Path(path_type=Path))
@@ -50,10 +51,15 @@ from wsi_saliency.settings import Bounds, whole
     "--width",
     "width_mm",
     type=Number(Bounds(10, 1000)),
-    default=85.0,
-    show_default=True,
     metavar="MM",
-    help="Width in print; 85 mm is a column of most journals.",
+    help="Width in print; 85 mm is a column of most journals.  [default: 85]",
+)
+@click.option(
+    "--scale",
+    type=Number(Bounds(0, open=True)),
+    metavar="UM",
+    help="µm of tissue in each pixel of slide and map: 0.5 is what a 20× objective shows. The width follows "
+    "from it and --dpi.  [default: what --width gives]",
 )
 @click.option(
     "--dpi",

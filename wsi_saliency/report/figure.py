@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
+from wsi_saliency.errors import SettingsError
 from wsi_saliency.files import replacing
 from wsi_saliency.geometry import Size
 from wsi_saliency.heatmap.overview import map_on_region, pale
@@ -27,11 +29,17 @@ if TYPE_CHECKING:
     from wsi_saliency.slides.slide import Slide
 
 FORMATS = (".pdf", ".png", ".svg")
+WIDTH_MM = 85.0
+"""Width of a column of most journals."""
+
 _MM = 1 / 25.4  # inches
 _FONT = 7  # points, as journals want it at the printed size
 _GAP, _BAR, _BELOW = 2.0, 2.2, 11.0  # mm: between panels, the colour bar, and the room below the panels
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_LONGEST_LABEL = 60  # characters that fit into a column of 85 mm
+_PER_CHARACTER, _PER_TICK = 85 / 60, 12.0  # mm of the colour bar
+_SHORTEST = 8  # characters of a label that still tell something
+_WIDTHS, _MOST_PIXELS = (10.0, 5000.0), 20_000  # mm of a figure; and of a side of a panel
+_HAIR = 1e-6  # mm: a width is cut to whole pixels, and must not lose one to rounding
 
 
 @dataclass(frozen=True)
@@ -55,7 +63,7 @@ class View:
     found: MapRecord
     channel: int
     region: Region
-    width_mm: float = 85.0
+    width_mm: float = WIDTH_MM
     dpi: int = 300
     beside: bool = False
 
@@ -70,6 +78,26 @@ class View:
         """Pixels in which a panel is read: as many as are printed, not more than there are."""
         w = max(1, min(round(self.panel_mm[0] * _MM * self.dpi), round(self.region.w)))
         return Size(w, max(1, round(w * self.region.h / self.region.w)))
+
+
+def width_at(scale: float, region_um: float, dpi: int, *, beside: bool) -> float:
+    """Return how wide a figure is, mm, in which a pixel shows ``scale`` µm of a region.
+
+    Raises
+    ------
+    SettingsError
+        If the figure would be too small for its labels, or too large to be made.
+    """
+    pixels = max(1, round(region_um / scale))
+    panel = pixels / dpi / _MM
+    width = (2 * panel + _GAP if beside else panel) + _HAIR
+    if not _WIDTHS[0] <= width <= _WIDTHS[1] or pixels > _MOST_PIXELS:
+        raise SettingsError(
+            f"scale (--scale) is {scale:g} µm per pixel; the region's {region_um:.4g} µm would be {pixels} "
+            f"pixels, {width:.4g} mm at {dpi} dpi. A figure has {_WIDTHS[0]:g} to {_WIDTHS[1]:g} mm and at "
+            f"most {_MOST_PIXELS} pixels: choose another --scale, --dpi or --region"
+        )
+    return width
 
 
 def write_figure(path: Path, result: Result, slide: Slide, view: View) -> None:
@@ -129,14 +157,14 @@ def draw(
             axes = figure.add_axes((left, _BELOW / total, width / view.width_mm, height / total))
             axes.imshow(picture, interpolation="none", aspect="auto")
             axes.set_axis_off()
-            _draw_scale_bar(axes, tissue.shape[1], region_um)
+            _draw_scale_bar(axes, tissue.shape[1], region_um, height)
         axes.imshow(scale(values), interpolation="none", aspect="auto")
         bar = figure.add_axes((0.02, (_BELOW - 1.5 - _BAR) / total, 0.96, _BAR / total))
-        _draw_colour_bar(bar, scale, view.found.channels[view.channel])
+        _draw_colour_bar(bar, scale, view.found.channels[view.channel], view.width_mm)
     return figure
 
 
-def _draw_scale_bar(axes: Axes, pixels: int, region_um: float) -> None:
+def _draw_scale_bar(axes: Axes, pixels: int, region_um: float, height_mm: float) -> None:
     """Draw a bar of a round length into the lower left corner."""
     from matplotlib.patheffects import withStroke
 
@@ -147,21 +175,30 @@ def _draw_scale_bar(axes: Axes, pixels: int, region_um: float) -> None:
         [x, end], [y, y], color="black", lw=1.5, transform=axes.transAxes, solid_capstyle="butt",
         path_effects=around,
     )  # fmt: skip
-    axes.text(x, y + 0.02, length_label(length), transform=axes.transAxes, path_effects=around)
+    above = max(0.02, 0.8 / height_mm)  # of the panel: a text does not touch its bar
+    axes.text(x, y + above, length_label(length), transform=axes.transAxes, path_effects=around)
     axes.set_xlim(-0.5, pixels - 0.5)
 
 
-def _draw_colour_bar(axes: Axes, scale: ColourScale, label: str) -> None:
-    """Draw the colours over white, with round numbers below them and what they are."""
+def _draw_colour_bar(axes: Axes, scale: ColourScale, label: str, width_mm: float) -> None:
+    """Draw the colours over white, with round numbers below them and what they are, as much as fits."""
     rgba = scale.table[np.newaxis].astype(float) / 255
     opaque = rgba[..., :3] * rgba[..., 3:] + 1 - rgba[..., 3:]
     axes.imshow(opaque, aspect="auto", extent=(scale.low, scale.high, 0, 1))
-    ticks = Ticks.between(scale.low, scale.high, 5)
+    ticks = _ticks(scale, width_mm)
     power = f" (× 10{str(ticks.power).translate(_RAISED)})" if ticks.power else ""
     axes.set_yticks([])
     axes.set_xticks(ticks.values, ticks.labels)
     axes.tick_params(length=2, width=0.5, pad=1)
     for side in axes.spines.values():
         side.set_linewidth(0.5)
-    named = label if len(label) <= _LONGEST_LABEL else f"{label[: _LONGEST_LABEL - 1]}…"
-    axes.set_xlabel(f"{named}{power}".replace("$", r"\$"), labelpad=1)
+    longest = int(width_mm / _PER_CHARACTER) - len(power)
+    named = label if len(label) <= longest else f"{label[: longest - 1]}…" if longest >= _SHORTEST else ""
+    axes.set_xlabel(f"{named}{power}".strip().replace("$", r"\$"), labelpad=1)
+
+
+def _ticks(scale: ColourScale, width_mm: float) -> Ticks:
+    """Choose round numbers for which there is room, but two at least: one alone says nothing of the rest."""
+    fitting = max(2, min(5, int(width_mm / _PER_TICK)))
+    choices = (Ticks.between(scale.low, scale.high, most) for most in count(fitting))
+    return next(ticks for ticks in choices if len(ticks.values) > 1)

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 from wsi_saliency.errors import OutputError, SettingsError, SlideError
 from wsi_saliency.geometry import Region
 from wsi_saliency.heatmap.result import RUN_JSON, Result
-from wsi_saliency.report.figure import FORMATS, View, write_figure
+from wsi_saliency.report.figure import FORMATS, WIDTH_MM, View, width_at, write_figure
 from wsi_saliency.slides.opening import open_slide
 
 if TYPE_CHECKING:
+    from wsi_saliency.geometry import Size
     from wsi_saliency.heatmap.result import MapRecord
+    from wsi_saliency.slides.slide import Slide
 
 
 def render(
@@ -23,7 +25,8 @@ def render(
     map_name: str | None = None,
     target: str | None = None,
     slide: Path | None = None,
-    width_mm: float = 85.0,
+    width_mm: float | None = None,
+    scale: float | None = None,
     dpi: int = 300,
     beside: bool = False,
 ) -> None:
@@ -41,7 +44,11 @@ def render(
         Which map and which class; the first ones if left out.
     slide
         The slide, where it is not where the run found it.
-    width_mm, dpi, beside
+    width_mm
+        Width of the printed figure; `WIDTH_MM` if left out, unless ``scale`` decides it.
+    scale
+        µm of tissue that a pixel of slide and map shows.
+    dpi, beside
         As in `View`.
 
     Raises
@@ -51,6 +58,8 @@ def render(
     """
     if out.suffix.lower() not in FORMATS:
         raise SettingsError(f"out (-o) is {out}; it has to end in {', '.join(FORMATS)}")
+    if width_mm is not None and scale is not None:
+        raise SettingsError("width (--width) and scale (--scale) are both given; choose one")
     result = Result.read(folder)
     if result is None:
         raise OutputError(f"{folder / RUN_JSON}: no complete result; make one with wsi-saliency run")
@@ -60,20 +69,33 @@ def render(
         raise SlideError(f"{path}: the slide is not there; say where it is now with --slide")
     mpp = result.record["slide"]["mpp"]["x"]
     with open_slide(path, mpp) as opened:
-        size, known = opened.size, result.record["slide"]["size"]
-        if (size.w, size.h) != (known["w"], known["h"]):
-            raise SlideError(
-                f"{path} has {size.w} × {size.h} pixels, and the slide of this result {known['w']} × "
-                f"{known['h']}; name the right one with --slide"
-            )
-        box = Region(*(region or (0, 0, size.w, size.h)))
-        beyond = box.x >= size.w or box.y >= size.h or box.x + box.w <= 0 or box.y + box.h <= 0
-        if beyond or min(box.w, box.h) < 1:
-            raise SettingsError(
-                f"region (--region) is {box.x:g},{box.y:g},{box.w:g},{box.h:g}; it has to be X,Y,W,H on the "
-                f"slide, which has {size.w} × {size.h} pixels"
-            )
-        write_figure(out, result, opened, View(found, channel, box, width_mm, dpi, beside))
+        _check_slide(opened, result)
+        box = _region_on(opened.size, region)
+        if scale is not None:
+            width_mm = width_at(scale, box.w * opened.mpp.x, dpi, beside=beside)
+        view = View(found, channel, box, width_mm or WIDTH_MM, dpi, beside)
+        write_figure(out, result, opened, view)
+
+
+def _check_slide(slide: Slide, result: Result) -> None:
+    size, known = slide.size, result.record["slide"]["size"]
+    if (size.w, size.h) != (known["w"], known["h"]):
+        raise SlideError(
+            f"{slide.path} has {size.w} × {size.h} pixels, and the slide of this result {known['w']} × "
+            f"{known['h']}; name the right one with --slide"
+        )
+
+
+def _region_on(size: Size, region: tuple[float, float, float, float] | None) -> Region:
+    """Return the region that is asked for, or the whole slide."""
+    box = Region(*(region or (0, 0, size.w, size.h)))
+    beyond = box.x >= size.w or box.y >= size.h or box.x + box.w <= 0 or box.y + box.h <= 0
+    if beyond or min(box.w, box.h) < 1:
+        raise SettingsError(
+            f"region (--region) is {box.x:g},{box.y:g},{box.w:g},{box.h:g}; it has to be X,Y,W,H on the "
+            f"slide, which has {size.w} × {size.h} pixels"
+        )
+    return box
 
 
 def _map_of(result: Result, name: str | None) -> MapRecord:
