@@ -45,7 +45,7 @@ def staged(order, send):
     send(Loaded(2))
 
     def work(job):
-        send(Begun(job.slide.name, 2))
+        send(Begun(job.slide.name, 2, "patch"))
         send(Advanced(2))
         note(order, f"{job.slide.stem} {order.settings.device} {os.getpid()}")
         log.warning("%s: of the slide", job.slide)

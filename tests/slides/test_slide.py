@@ -40,6 +40,9 @@ class MadeReader:
     def anchor(self, level: int) -> int | None:
         return None
 
+    def decoded(self, level: int) -> None:
+        return None
+
     def read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
         raise NotImplementedError
 

@@ -64,7 +64,8 @@ def test_near_tissue_is_within_twenty_micrometres_of_it(plan):
     mask = np.zeros((H, W), bool)
     mask[200, 300] = True
     (spec,) = plan.maps
-    near = replace(plan, tissue=TissueMask(mask, 1, 1)).near_tissue(spec, 10, 40)
+    seen = replace(plan.seen, tissue=TissueMask(mask, 1, 1))
+    near = replace(plan, seen=seen).near_tissue(spec, 10, 40)
     x, y = plan.placement(spec).centre(np.arange(W // 8), np.arange(10, 50)[:, None])
     reach = NEAR_TISSUE_UM / 0.5
     expected = (abs(x - 300.5) < reach + 0.5) & (abs(y - 200.5) < reach + 0.5)

@@ -7,16 +7,17 @@ from typing import Protocol
 from tqdm import tqdm
 
 from wsi_saliency.messages import printable
+from wsi_saliency.workflows.progress import PATCH
 
 
 class Bars(Protocol):
     """Shows how far a run is; a device is the place of a slide."""
 
-    def begin(self, device: str, name: str, patches: int) -> None:
-        """Begin with the patches of a slide."""
+    def begin(self, device: str, name: str, count: int, unit: str = PATCH) -> None:
+        """Begin with the patches of a slide, or with what else it is taken in."""
         ...
 
-    def advance(self, device: str, patches: int) -> None:
+    def advance(self, device: str, count: int) -> None:
         """Show that so many more are done."""
         ...
 
@@ -36,10 +37,10 @@ class Bars(Protocol):
 class NoBars:
     """Shows nothing."""
 
-    def begin(self, device: str, name: str, patches: int) -> None:
+    def begin(self, device: str, name: str, count: int, unit: str = PATCH) -> None:
         """Show nothing."""
 
-    def advance(self, device: str, patches: int) -> None:
+    def advance(self, device: str, count: int) -> None:
         """Show nothing."""
 
     def end(self, device: str) -> None:
@@ -65,22 +66,22 @@ class TerminalBars:
         self._slides = tqdm(total=slides, desc="slides", unit="slide", disable=None, position=0)
         self._patches: dict[str, tqdm] = {}
 
-    def begin(self, device: str, name: str, patches: int) -> None:
-        """Begin with the patches of a slide."""
+    def begin(self, device: str, name: str, count: int, unit: str = PATCH) -> None:
+        """Begin with the patches of a slide, or with what else it is taken in."""
         self.end(device)
         used = {bar.pos for bar in self._patches.values()}
         self._patches[device] = tqdm(
-            total=patches,
+            total=count,
             desc=printable(name),
-            unit="patch",
+            unit=unit,
             disable=None,
             leave=False,
             position=next(i for i in range(1, len(used) + 2) if -i not in used),
         )
 
-    def advance(self, device: str, patches: int) -> None:
+    def advance(self, device: str, count: int) -> None:
         """Show that so many more are done."""
-        self._patches[device].update(patches)
+        self._patches[device].update(count)
 
     def end(self, device: str) -> None:
         """Show that the slide is done, if one was begun."""

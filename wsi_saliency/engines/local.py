@@ -186,10 +186,10 @@ class LocalEngine:
                 worker.began()
                 self._proven = True
                 self._take_all(place, devices)
-            case Begun(name, patches):
-                self.bars.begin(place.device, name, patches)
-            case Advanced(patches):
-                self.bars.advance(place.device, patches)
+            case Begun(name, count, unit):
+                self.bars.begin(place.device, name, count, unit)
+            case Advanced(count):
+                self.bars.advance(place.device, count)
             case Logged(record):
                 self._log(record)
             case Unable(error):

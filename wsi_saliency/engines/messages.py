@@ -42,17 +42,18 @@ class Loaded:
 
 @dataclass(frozen=True)
 class Begun:
-    """The patches of a slide are counted."""
+    """The patches of a slide are counted, or what else it is taken in."""
 
     name: str
-    patches: int
+    count: int
+    unit: str
 
 
 @dataclass(frozen=True)
 class Advanced:
-    """So many more patches are done."""
+    """So many more of them are done."""
 
-    patches: int
+    count: int
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from wsi_saliency.engines.messages import (
 )
 from wsi_saliency.errors import ModelError, WsiSaliencyError
 from wsi_saliency.interruption import Interruption, interruptible
+from wsi_saliency.workflows.progress import PATCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -122,10 +123,10 @@ def _sender(pipe: Connection) -> Send:
 
 
 @contextmanager
-def _progress(send: Send, name: str, patches: int) -> Iterator[Advance]:
+def _progress(send: Send, name: str, count: int, unit: str = PATCH) -> Iterator[Advance]:
     """Tell the parent of patches, not more often than anybody looks."""
     done, last = 0, time.monotonic()
-    send(Begun(name, patches))
+    send(Begun(name, count, unit))
 
     def advance(more: int) -> None:
         nonlocal done, last

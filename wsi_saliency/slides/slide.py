@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from wsi_saliency.slides.readers.decoding import DecodedTiles
     from wsi_saliency.slides.readers.protocol import LevelReader
 
 log = logging.getLogger(__name__)
@@ -126,7 +127,7 @@ class Slide:
         SlideError
             If the file cannot be decoded there; names the file and the region.
         """
-        number = self._best_level(region.w / out.w, region.h / out.h)
+        number = self.best_level(region.w / out.w, region.h / out.h)
         level = self.levels[number]
         x = Axis(region.x / level.downsample_x, region.w / level.downsample_x / out.w, out.w)
         y = Axis(region.y / level.downsample_y, region.h / level.downsample_y / out.h, out.h)
@@ -151,6 +152,29 @@ class Slide:
         w, h = round(region.w * self.mpp.x / mpp), round(region.h * self.mpp.y / mpp)
         return self.read(region, Size(max(1, w), max(1, h)))
 
+    def best_level(self, scale_x: float, scale_y: float) -> int:
+        """Coarsest level not above ``scale`` level-0 pixels per output pixel; level 0 if there is none."""
+        fitting = [
+            number
+            for number, level in enumerate(self.levels)
+            if level.downsample_x <= scale_x * (1 + _LEVEL_TOLERANCE)
+            and level.downsample_y <= scale_y * (1 + _LEVEL_TOLERANCE)
+        ]
+        return max(fitting, key=lambda number: self.levels[number].downsample_x, default=0)
+
+    def decoded(self, number: int) -> DecodedTiles | None:
+        """Return the tiles of a level for those who want all of them; None if they cannot be had one by one.
+
+        Raises
+        ------
+        SlideError
+            If the file cannot be read any more; names the file.
+        """
+        try:
+            return self._reader.decoded(number)
+        except (SlideError, OSError) as error:
+            raise SlideError(f"{self.path}: {error}") from error
+
     def close(self) -> None:
         """Release the file, and log what reading has found; reading afterwards raises `SlideError`."""
         if not self._closed:
@@ -166,16 +190,6 @@ class Slide:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
-
-    def _best_level(self, scale_x: float, scale_y: float) -> int:
-        """Coarsest level not above ``scale`` level-0 pixels per output pixel; level 0 if there is none."""
-        fitting = [
-            number
-            for number, level in enumerate(self.levels)
-            if level.downsample_x <= scale_x * (1 + _LEVEL_TOLERANCE)
-            and level.downsample_y <= scale_y * (1 + _LEVEL_TOLERANCE)
-        ]
-        return max(fitting, key=lambda number: self.levels[number].downsample_x, default=0)
 
     def _padded(self, number: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
         """Read a box that may reach outside a level, which is white."""

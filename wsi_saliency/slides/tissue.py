@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from wsi_saliency.geometry import Mpp, Region, Size
+from wsi_saliency.geometry import Mpp, Size
+from wsi_saliency.slides.whole import read_whole
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -123,15 +124,13 @@ class TissueMask:
         return float(self.mask.sum() * self.pixel_w * mpp.x * self.pixel_h * mpp.y / 1e6)
 
 
-def tissue_mask(slide: Slide, mask_mpp: float = MASK_MPP, max_pixels: int = MAX_PIXELS) -> TissueMask:
+def tissue_mask(slide: Slide, max_pixels: int = MAX_PIXELS) -> TissueMask:
     """Find the tissue of a slide stained with haematoxylin and eosin, DAB or the like.
 
     Parameters
     ----------
     slide
         Any slide; where its mpp is not known, the mask is as fine as ``max_pixels`` allows.
-    mask_mpp
-        µm per mask pixel; never finer than the slide.
     max_pixels
         Most pixels the mask may have; it gets coarser on larger slides.
 
@@ -144,14 +143,24 @@ def tissue_mask(slide: Slide, mask_mpp: float = MASK_MPP, max_pixels: int = MAX_
     SlideError
         If the slide cannot be read.
     """
+    (rgb,) = read_whole(slide, [mask_size(slide, max_pixels)])
+    return mask_of(slide, rgb)
+
+
+def mask_size(slide: Slide, max_pixels: int = MAX_PIXELS) -> Size:
+    """Return the size in pixels of the picture in which the tissue of a slide is looked for."""
     size, mpp = slide.size, slide.stated_mpp
     scale = max(1.0, math.sqrt(size.w * size.h / max_pixels))
-    scale_x = scale if mpp is None else max(scale, mask_mpp / mpp.x)
-    scale_y = scale if mpp is None else max(scale, mask_mpp / mpp.y)
-    out = Size(max(1, round(size.w / scale_x)), max(1, round(size.h / scale_y)))
-    rgb = slide.read(Region(0, 0, size.w, size.h), out)
-    pixel_w, pixel_h = size.w / out.w, size.h / out.h
-    pixel_um2 = mask_mpp**2 if mpp is None else pixel_w * mpp.x * pixel_h * mpp.y
+    scale_x = scale if mpp is None else max(scale, MASK_MPP / mpp.x)
+    scale_y = scale if mpp is None else max(scale, MASK_MPP / mpp.y)
+    return Size(max(1, round(size.w / scale_x)), max(1, round(size.h / scale_y)))
+
+
+def mask_of(slide: Slide, rgb: NDArray[np.uint8]) -> TissueMask:
+    """Find the tissue in a picture of the whole slide, (h, w, 3) uint8 RGB, best of `mask_size`."""
+    size, mpp = slide.size, slide.stated_mpp
+    pixel_w, pixel_h = size.w / rgb.shape[1], size.h / rgb.shape[0]
+    pixel_um2 = MASK_MPP**2 if mpp is None else pixel_w * mpp.x * pixel_h * mpp.y
     return TissueMask(tissue_in(rgb, pixel_um2), pixel_w, pixel_h)
 
 

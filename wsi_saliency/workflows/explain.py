@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,6 @@ import torch
 
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import carry, check_free, growing, locked
-from wsi_saliency.geometry import Region
 from wsi_saliency.heatmap.contact_sheet import write_contact_sheet
 from wsi_saliency.heatmap.dicom import check_installed
 from wsi_saliency.heatmap.exports import export, export_again
@@ -26,6 +26,8 @@ from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.slides.whole import read_whole
+from wsi_saliency.workflows.first_look import look_at
 from wsi_saliency.workflows.journal import Journal
 from wsi_saliency.workflows.plan import Plan, plan_slide, with_drift
 from wsi_saliency.workflows.progress import shown_by
@@ -191,7 +193,7 @@ def _export_again(path: Path, kept: Result, settings: RunSettings) -> Result:
     where = kept.record["slide"] | {"path": str(path.resolve())}  # it may have been moved
     kept = replace(kept, record=kept.record | {"slide": where})
     with open_slide(path, settings.mpp) as slide:
-        thumbnail = _thumbnail(slide)
+        (thumbnail,) = read_whole(slide, [thumbnail_size(slide.size)], settings.workers)
 
         def show(grown: Result) -> None:
             write_slide_page(grown, slide, thumbnail)
@@ -228,7 +230,8 @@ def _explain(
     clock = Stopwatch()
     there = {found.spec: int(found.layer["reduction"]) for found in before.maps} if before else {}
     with clock.station("tissue"):
-        plan = plan_slide(slide, explainer, settings, there)
+        seen = look_at(slide, settings.workers, partial(progress, f"{slide.path.name}: tissue", unit="piece"))
+        plan = plan_slide(slide, explainer, settings, there, seen)
     if before and not plan.maps:
         return replace(before, kept=True)
     if before and grid_facts(plan) != before.record["grid"]:
@@ -241,15 +244,15 @@ def _explain(
         Journal.open(work, plan, settings, clock, before, writes=writes) as journal,
     ):
         try:
-            record, thumbnail = _write_results(plan, settings, work, journal, before, progress)
+            record = _write_results(plan, settings, work, journal, before, progress)
         except DamagedSnapshotError as error:
             journal.start_anew(str(error))
-            record, thumbnail = _write_results(plan, settings, work, journal, before, progress)
+            record = _write_results(plan, settings, work, journal, before, progress)
         grown = Result.growing(work, record, folder)
         with clock.station("exports"):
             made = export(grown)
         with clock.station("report"):
-            write_slide_page(grown, slide, thumbnail)
+            write_slide_page(grown, slide, seen.thumbnail)
         write_record(work, finished(record, clock, made))
     result = Result.read(folder)
     assert result is not None
@@ -268,8 +271,8 @@ def _write_results(
     journal: Journal,
     before: Result | None,
     progress: Progress,
-) -> tuple[dict[str, Any], NDArray[np.uint8]]:
-    """Explain a slide; write maps and pictures to the folder ``work``; return the record, and a thumbnail."""
+) -> dict[str, Any]:
+    """Explain a slide; write maps and pictures to the folder ``work``; return the record."""
     clock = journal.clock
     with clock.station("drift"):
         plan = journal.placed() or with_drift(plan, settings.workers)
@@ -282,15 +285,12 @@ def _write_results(
         for spec, heatmap in heatmaps.items():
             write_ome_tiff(work / files[spec].ome_tiff, heatmap)
     with clock.station("overview"):
-        thumbnail = _thumbnail(plan.slide)
         for spec, heatmap in heatmaps.items():
-            _write_overview(
-                work / files[spec].overview, plan, spec, thumbnail, heatmap, predictions, settings
-            )
+            _write_overview(work / files[spec].overview, plan, spec, heatmap, predictions, settings)
     maps = [*earlier, *(map_record(plan, spec, heatmap) for spec, heatmap in heatmaps.items())]
     with clock.station("overview"):
-        _write_contact_sheet(work, maps, thumbnail, predictions[0], settings)
-    return run_record(plan, settings, maps, predictions, before), thumbnail
+        _write_contact_sheet(work, maps, plan.seen.thumbnail, predictions[0], settings)
+    return run_record(plan, settings, maps, predictions, before)
 
 
 def _write_contact_sheet(
@@ -321,15 +321,10 @@ def _carry_over(before: Result, plan: Plan, work: Path) -> None:
             carry(before.folder / name, work / renamed)
 
 
-def _thumbnail(slide: Slide) -> NDArray[np.uint8]:
-    return slide.read(Region(0, 0, slide.size.w, slide.size.h), thumbnail_size(slide.size))
-
-
 def _write_overview(
     path: Path,
     plan: Plan,
     spec: MapSpec,
-    thumbnail: NDArray[np.uint8],
     heatmap: Heatmap,
     predictions: list[Predictions],
     settings: RunSettings,
@@ -338,7 +333,7 @@ def _write_overview(
     network = plan.explainer.network
     write_overview(
         path,
-        thumbnail,
+        plan.seen.thumbnail,
         heatmap,
         label=f"{network.quantity(spec.attribution)}, {plan.explainer.target_names[0]} logit",
         signed=not network.is_magnitude(spec.attribution),

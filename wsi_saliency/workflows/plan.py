@@ -11,8 +11,8 @@ import numpy as np
 from wsi_saliency.geometry import Placement, Size, Tile, TileGrid
 from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.slides.blocks import PatchReader
-from wsi_saliency.slides.tissue import TissueMask, tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, tissue_shares, wanted_mpp
+from wsi_saliency.workflows.first_look import look_at
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.slides.slide import Slide
+    from wsi_saliency.slides.tissue import TissueMask
+    from wsi_saliency.workflows.first_look import FirstLook
 
 NEAR_TISSUE_UM = 20.0  # beyond it, a map holds only what the zero padding at a patch's border has made
 
@@ -39,10 +41,15 @@ class Plan:
     explainer: Explainer
     maps: tuple[MapSpec, ...]
     grid: TileGrid
-    tissue: TissueMask
+    seen: FirstLook
     tiles: list[Tile]
     tissue_shares: list[float]
     drifts: Mapping[MapSpec, tuple[float, float]] = field(default_factory=dict)
+
+    @property
+    def tissue(self) -> TissueMask:
+        """Where there is tissue."""
+        return self.seen.tissue
 
     def drift(self, spec: MapSpec) -> tuple[float, float]:
         """How far the method moves a map: (x, y) in canvas pixels."""
@@ -73,6 +80,7 @@ def plan_slide(
     explainer: Explainer,
     settings: RunSettings,
     there: Mapping[MapSpec, int] | None = None,
+    seen: FirstLook | None = None,
 ) -> Plan:
     """Lay the tile grid over a slide and pick the tiles with tissue.
 
@@ -83,6 +91,8 @@ def plan_slide(
     there
         Maps that are there already, which are not made again, and their layers' reductions. The patches lie
         as they would in a run that makes those and the new ones.
+    seen
+        The first look at the slide, if it was taken already.
     """
     there = there or {}
     layers = [explainer.geometry(spec) for spec in explainer.maps]
@@ -91,15 +101,15 @@ def plan_slide(
     grid = TileGrid.over(
         canvas, explainer.classifier.patch, settings.overlap, reduction, layers[0].total_stride
     )
-    tissue = tissue_mask(slide)
-    shares = tissue_shares(grid, tissue)
+    seen = seen or look_at(slide, settings.workers)
+    shares = tissue_shares(grid, seen.tissue)
     wanted = np.flatnonzero(shares >= settings.tissue_threshold).tolist()
     return Plan(
         slide,
         explainer,
         tuple(spec for spec in explainer.maps if spec not in there),
         grid,
-        tissue,
+        seen,
         [grid[i] for i in wanted],
         [float(shares[i]) for i in wanted],
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tqdm import tqdm
 
@@ -15,19 +15,26 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], object]
 """Told how many more patches are done."""
-Progress = Callable[[str, int], AbstractContextManager[Advance]]
-"""Begins to show a slide, by its name and the number of its patches."""
+PATCH = "patch"
+
+
+class Progress(Protocol):
+    """Begins to show a slide, by its name, and how many patches, or pieces of another kind, it has."""
+
+    def __call__(self, name: str, count: int, unit: str = PATCH) -> AbstractContextManager[Advance]:
+        """Return the context in which they are done."""
+        ...
 
 
 @contextmanager
-def bar(name: str, patches: int) -> Iterator[Advance]:
+def bar(name: str, count: int, unit: str = PATCH) -> Iterator[Advance]:
     """Show patches, patches per second and the time left, where there is a terminal."""
-    with tqdm(total=patches, desc=printable(name), unit="patch", disable=None) as shown:
+    with tqdm(total=count, desc=printable(name), unit=unit, disable=None, leave=unit == PATCH) as shown:
         yield shown.update
 
 
 @contextmanager
-def silence(name: str, patches: int) -> Iterator[Advance]:
+def silence(name: str, count: int, unit: str = PATCH) -> Iterator[Advance]:
     """Show nothing."""
     yield lambda done: None
 

@@ -57,3 +57,20 @@ def test_a_closed_reader_says_so(reader: LevelReader) -> None:
     reader.close()
     with pytest.raises(SlideError, match=r"^the slide is closed$"):
         reader.read_level(0, 0, 0, 8, 8)
+
+
+def test_decoded_tiles_are_the_level(reader: LevelReader, tmp_path: Path) -> None:
+    level, decoded = LEVELS[1], np.zeros((512, 256, 3), np.uint8)
+    jpeg = type(reader)(write_tiff(tmp_path / "jpeg.tif", LEVELS, quality=98))  # type: ignore[call-arg]
+    tiles = jpeg.decoded(1)
+    assert tiles is not None
+    for tile in tiles.stored.under(0, 0, 256, 320):
+        pixels = tiles.read(tile.number)
+        assert pixels is not None
+        y, x = tile.row * 256, tile.column * 256
+        decoded[y : y + 256, x : x + 256][: pixels.shape[0]] = pixels
+    shown = jpeg.read_level(1, 0, 0, 256, 320).rgb.astype(int)
+    assert abs(decoded[:320] - shown).max() <= 3  # of 255: decoders round differently
+    assert abs(decoded[:320] - level.astype(int)).mean() < 30
+    jpeg.close()
+    assert jpeg.decoded(1) is None

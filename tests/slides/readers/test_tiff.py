@@ -14,6 +14,7 @@ from wsi_saliency.geometry import Mpp, Region, Size
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.readers import stored
 from wsi_saliency.slides.readers import tiff as tiff_slides
+from wsi_saliency.slides.readers.decoding import DecodedTiles
 from wsi_saliency.slides.readers.tiff import TiffReader
 from wsi_saliency.slides.slide import Slide
 
@@ -268,13 +269,13 @@ def test_one_huge_strip_is_refused_if_it_must_be_decoded(
 def test_cache_spares_decoding_and_stays_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiff_slides, "CACHE_BYTES", 3 * 256 * 256 * 3)
     decoded: list[int] = []
-    decode = tiff_slides._Segmented._decoded
+    decode = DecodedTiles.read
 
-    def counted(store: tiff_slides._Segmented, data: bytes, index: int) -> NDArray[np.uint8]:
+    def counted(tiles: DecodedTiles, index: int) -> NDArray[np.uint8] | None:
         decoded.append(index)
-        return decode(store, data, index)
+        return decode(tiles, index)
 
-    monkeypatch.setattr(tiff_slides._Segmented, "_decoded", counted)
+    monkeypatch.setattr(DecodedTiles, "read", counted)
     path = write_ome_tiff(tmp_path / "s.ome.tif", [PICTURE])
     reader = TiffReader(path)
     with Slide(path, reader) as slide:

@@ -12,6 +12,7 @@ from PIL import Image
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp, Region, Size
 from wsi_saliency.slides.levels import Level, LevelPixels, level_of
+from wsi_saliency.slides.readers.decoding import DecodedTiles
 from wsi_saliency.slides.readers.directories import is_tiff
 from wsi_saliency.slides.readers.stored import (
     MAX_SIDE,
@@ -36,6 +37,9 @@ CACHE_BYTES = 128 * 2**20
 
 ANCHOR = 512
 """Side of a cell, in level pixels, on levels where OpenSlide cannot start at a whole pixel."""
+
+_AS_STORED = ("aperio", "generic-tiff")
+"""Formats whose levels are the tiles of a directory side by side; elsewhere tiles may overlap."""
 
 _NO_DRIFT = 1e-3
 """Level pixels that a downsample may be off a whole number at the far end of a level without being seen."""
@@ -112,6 +116,16 @@ class OpenSlideReader:
         drift = abs(downsample - round(downsample)) / downsample * max(size.w, size.h)
         return ANCHOR if drift > _NO_DRIFT else None
 
+    def decoded(self, level: int) -> DecodedTiles | None:
+        """Return the tiles of a level that are plain JPEG, all there, and laid out as the level is."""
+        stored = self._tiles[level]
+        if self._handle is None or stored is None or stored.empty or self.format not in _AS_STORED:
+            return None
+        with open_tiff(self._path) as tiff:
+            page = _only_one_of_size(_tiled(tiff), self.levels[level].size)
+            tiles = None if page is None else DecodedTiles(stored, page)
+        return tiles if tiles and tiles.is_rgb and tiles.is_jpeg else None
+
     def read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
         """Read a box that lies inside a level; `LevelPixels` says where it came to lie."""
         if self._handle is None:
@@ -155,7 +169,7 @@ def _stored_tiles(
         return None, nothing
     try:
         with open_tiff(path) as tiff:
-            pages = [page for page in pages_of(tiff.pages) if page.is_tiled]
+            pages = _tiled(tiff)
     except SlideError:
         raise
     except Exception:  # what OpenSlide reads need not please tifffile
@@ -163,6 +177,10 @@ def _stored_tiles(
     found = [_only_one_of_size(pages, level.size) for level in levels]
     file = SlideFile(path)
     return file, tuple(StoredTiles(file, page, checksums=True) if page else None for page in found)
+
+
+def _tiled(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    return [page for page in pages_of(tiff.pages) if page.is_tiled]
 
 
 def _only_one_of_size(pages: list[tifffile.TiffPage], size: Size) -> tifffile.TiffPage | None:

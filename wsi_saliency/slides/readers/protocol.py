@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from wsi_saliency.geometry import Region
     from wsi_saliency.slides.levels import Level, LevelPixels
+    from wsi_saliency.slides.readers.decoding import DecodedTiles
     from wsi_saliency.slides.spacing import Spacing
 
 
@@ -49,6 +50,12 @@ class LevelReader(Protocol):
 
     def anchor(self, level: int) -> int | None:
         """Side of the level's cells if where a read starts decides about its shift (see `resample`)."""
+
+    def decoded(self, level: int) -> DecodedTiles | None:
+        """Return the tiles of a level for those who want each of them once; None if there is no such way.
+
+        They are RGB, cover the level from its upper left corner, and show the same as `read_level`.
+        """
 
     def read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
         """Read a box that lies inside a level.

@@ -14,6 +14,7 @@ import numpy as np
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Size
 from wsi_saliency.slides.levels import LevelPixels, level_of
+from wsi_saliency.slides.readers.decoding import DecodedTiles, damaged
 from wsi_saliency.slides.readers.stored import SlideFile, StoredTiles, Tile, blank_tiles, empty_tiles, is_raw
 from wsi_saliency.slides.readers.tiff_pages import (
     WHITE_IS_ZERO,
@@ -22,7 +23,6 @@ from wsi_saliency.slides.readers.tiff_pages import (
     open_tiff,
     spacing_and_power,
 )
-from wsi_saliency.slides.wording import library_says
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,7 +83,7 @@ class TiffReader:
         # Any exception: which one a damaged file draws from a parser of many formats is its own business.
         except Exception as error:
             self._file.close()
-            reason = str(error) if isinstance(error, SlideError) else _damaged("the file", "tifffile", error)
+            reason = str(error) if isinstance(error, SlideError) else damaged("the file", "tifffile", error)
             raise SlideError(reason) from error
         sizes = [Size(page.imagewidth, page.imagelength) for page in pages]
         self.levels = tuple(level_of(sizes[0], size) for size in sizes)
@@ -99,6 +99,11 @@ class TiffReader:
 
     def anchor(self, level: int) -> int | None:
         """Return None: reads start at whole level pixels."""
+
+    def decoded(self, level: int) -> DecodedTiles | None:
+        """Return the tiles of a level if they are RGB, and compressed."""
+        store = self._stores[level] if self._stores else None
+        return store.tiles if isinstance(store, _Segmented) and store.tiles.is_rgb else None
 
     def read_level(self, level: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
         """Read a box that lies inside a level."""
@@ -171,7 +176,7 @@ class _Segmented:
 
     def __init__(self, stored: StoredTiles, cache: _SegmentCache, page: tifffile.TiffPage) -> None:
         self._stored, self._cache = stored, cache
-        self._decode, self._jpeg_tables = page.decode, page.jpegtables
+        self.tiles = DecodedTiles(stored, page)
         self._level = page.offset
         self._samples = page.samplesperpixel
         self._planes = page.samplesperpixel if page.planarconfig == 2 else 1
@@ -199,25 +204,11 @@ class _Segmented:
         key = (self._level, index)
         segment = self._cache.get(key)
         if segment is None:
-            data = self._stored.read(index)
-            if data is None:
+            segment = self.tiles.read(index)
+            if segment is None:
                 return None
-            segment = self._decoded(data, index)
             self._cache.put(key, segment)
         return segment
-
-    def _decoded(self, data: bytes, index: int) -> NDArray[np.uint8]:
-        try:
-            segment, _, _ = self._decode(data, index, jpegtables=self._jpeg_tables)
-        # Any exception: every codec has errors of its own.
-        except Exception as error:
-            raise SlideError(_damaged(f"tile or strip {index}", "decoder", error)) from error
-        decoded: NDArray[np.uint8] = np.asarray(segment)[0]
-        return decoded
-
-
-def _damaged(what: str, library: str, error: Exception) -> str:
-    return f"{what} is damaged, or the copy is incomplete ({library_says(library, error)})"
 
 
 def _rgb_converter(page: tifffile.TiffPage) -> Callable[[NDArray[np.uint8]], NDArray[np.uint8]]:
