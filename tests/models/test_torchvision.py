@@ -34,7 +34,7 @@ def test_logits_are_those_of_torchvision(name: str, tmp_path: Path) -> None:
     same_logits(loaded.module, original)
     assert (loaded.uri, loaded.architecture) == (f"torchvision:{name}", name)
     assert (loaded.patch, len(loaded.class_names), loaded.named) == (224, 3, False)
-    assert loaded.notes[0] == f"patch size, mean, std: not stated, taken from torchvision's {name}"
+    assert loaded.notes[-2] == f"patch size, mean, std: not stated, taken from torchvision's {name}"
 
 
 def refused(name: str, weights: Path | None = None) -> str:

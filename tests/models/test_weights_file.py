@@ -1,6 +1,7 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -11,13 +12,10 @@ from torchvision import models  # type: ignore[import-untyped]
 from tests.helpers.bundles import same_logits, with_statistics
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models import recognition
+from wsi_saliency.models.description import Description
 from wsi_saliency.models.loading import load_classifier
 from wsi_saliency.models.recognition import FAMILIES, Family, fitting
-from wsi_saliency.models.torchvision import blueprint as torchvision_blueprint
-from wsi_saliency.models.weights import read_weights
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from wsi_saliency.models.weights import Weights, read_weights
 
 
 def refused(path: Path) -> str:
@@ -30,19 +28,19 @@ def refused(path: Path) -> str:
 
 def small_state(library: str, name: str, classes: int = 2) -> dict[str, torch.Tensor]:
     """The state dict of an architecture, with shapes and names and without memory."""
+    how = {"init_weights": False} if name == "inception_v3" else {}
     with torch.device("meta"):
         net = (
             timm.create_model(name, num_classes=classes)
             if library == "timm"
-            else torchvision_blueprint(name).create(classes)
+            else models.get_model(name, weights=None, num_classes=classes, **how)
         )
     state: dict[str, torch.Tensor] = net.state_dict()
     return state
 
 
-class Weights:
-    def __init__(self, state: dict[str, torch.Tensor]) -> None:
-        self.state, self.path = state, "m.pt"
+def weights_of(state: dict[str, torch.Tensor]) -> Weights:
+    return Weights(Path("m.pt"), state, Description(), "")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +119,7 @@ def test_every_name_is_known(family: Family) -> None:
 @pytest.mark.parametrize(("library", "name"), NAMES)
 def test_each_is_found_in_its_family_without_memory(library: str, name: str) -> None:
     """The first and the last of each family."""
-    found = fitting(Weights(small_state(library, name)))  # type: ignore[arg-type]
+    found = fitting(weights_of(small_state(library, name)))
     assert (library, name) in [(blueprint.library, blueprint.name) for blueprint in found]
 
 
@@ -134,9 +132,9 @@ def test_most_that_do_not_fit_are_soon_given_up(monkeypatch: pytest.MonkeyPatch)
         register(self, name, param)
 
     monkeypatch.setattr(nn.Module, "register_parameter", counted)
-    weights = Weights(small_state("timm", "efficientnet_b5"))
+    weights = weights_of(small_state("timm", "efficientnet_b5"))
     one = len(built)
-    assert len(fitting(weights)) == 2  # type: ignore[arg-type]
+    assert len(fitting(weights)) == 2
     assert all(built), "memory was taken"
     assert len(built) - one < 4 * one  # of 17 networks
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.models.building import build_module, shape_fits
+from wsi_saliency.models.building import build_module, outline, shape_fits
 from wsi_saliency.models.classifier import Classifier
+from wsi_saliency.models.renaming import renamed
 from wsi_saliency.models.wording import some
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from wsi_saliency.models.building import Blueprint
     from wsi_saliency.models.weights import Weights
 
@@ -17,16 +20,23 @@ if TYPE_CHECKING:
 def assemble(blueprint: Blueprint, weights: Weights, uri: str) -> Classifier:
     """Build an architecture, load the weights strictly, and complete their description by the blueprint's.
 
-    The number of classes is that of the weights' head.
+    The number of classes is that of the weights' head. Where backbone and head have other names, they are
+    renamed if that is exact, and a note says so.
 
     Raises
     ------
     ModelError
         If the weights do not fit the architecture, or their description does not fit them.
     """
-    classes = _head_size(blueprint, weights)
-    module = build_module(blueprint, weights, classes)
-    classes = classes or int(module.num_classes)  # type: ignore[arg-type]
+    try:
+        module, classes = _built(blueprint, weights)
+        note = ""
+    except ModelError:
+        wanted = outline(blueprint, weights, None)
+        if wanted is None or (found := renamed(blueprint, weights, wanted)) is None:
+            raise
+        weights, note = found
+        module, classes = _built(blueprint, weights)
     said = weights.description
     if said.classes not in (None, classes):
         raise ModelError(f"{weights.path}: {classes} logits, and its description says {said.classes}")
@@ -41,17 +51,34 @@ def assemble(blueprint: Blueprint, weights: Weights, uri: str) -> Classifier:
         class_names=_class_names(weights, classes),
         output="sigmoid" if classes == 1 else "softmax",
         sha256=weights.sha256,
-        notes=_notes(blueprint, weights),
+        notes=(*([note] if note else []), *_notes(blueprint, weights)),
         named=said.class_names is not None,
     )
 
 
 def fits(blueprint: Blueprint, weights: Weights) -> bool:
-    """Tell whether weights fit an architecture in all names and shapes; takes no memory."""
+    """Tell whether weights fit an architecture in all names and shapes, or may be renamed; takes no memory.
+
+    Raises
+    ------
+    HeadError
+        If they have its backbone and another head.
+    """
     try:
-        return shape_fits(blueprint, weights, _head_size(blueprint, weights))
-    except ModelError:
+        classes = _head_size(blueprint, weights)
+    except ModelError:  # it may have another name
+        classes = None
+    wanted = outline(blueprint, weights, classes)
+    if wanted is None:
         return False
+    return shape_fits(blueprint, weights, wanted) or renamed(blueprint, weights, wanted) is not None
+
+
+def _built(blueprint: Blueprint, weights: Weights) -> tuple[nn.Module, int]:
+    """Return the network and the number of its classes."""
+    classes = _head_size(blueprint, weights)
+    module = build_module(blueprint, weights, classes)
+    return module, classes or int(module.num_classes)  # type: ignore[arg-type]
 
 
 def _head_size(blueprint: Blueprint, weights: Weights) -> int | None:

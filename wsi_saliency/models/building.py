@@ -108,18 +108,22 @@ def build_module(blueprint: Blueprint, weights: Weights, classes: int | None) ->
     return module
 
 
-def shape_fits(blueprint: Blueprint, weights: Weights, classes: int | None) -> bool:
-    """Tell whether weights fit an architecture, built on the meta device as far as they have its shapes.
+def outline(blueprint: Blueprint, weights: Weights, classes: int | None) -> dict[str, Tensor] | None:
+    """Return the state dict of an architecture, built on the meta device: names and shapes, no values.
 
-    Raises
-    ------
-    ModelError
-        If they do not.
+    None where the weights lack most of its shapes, or this version of its library cannot do without memory.
     """
-    shapes = frozenset(_core(value) for value in weights.state.values())
-    with _limited(weights, shapes=shapes), torch.device("meta"):
-        skeleton = _create(blueprint, weights, classes)
-    return bool(_fitted(skeleton, weights, blueprint))
+    shapes = frozenset(core_shape(value) for value in weights.state.values())
+    try:
+        with _limited(weights, shapes=shapes), torch.device("meta"):
+            return _create(blueprint, weights, classes).state_dict()
+    except ModelError:
+        return None
+
+
+def shape_fits(blueprint: Blueprint, weights: Weights, wanted: Mapping[str, Tensor]) -> bool:
+    """Tell whether weights have all names and shapes that are ``wanted``, and no others."""
+    return not misfits(wanted, _with_linear_heads(weights.state, wanted, blueprint.heads))
 
 
 def _skeleton(blueprint: Blueprint, weights: Weights, classes: int | None) -> nn.Module | None:
@@ -166,7 +170,7 @@ def _limited(
         nonlocal parts, size, strange
         parts += 1
         size += _bytes(part) if isinstance(part, Tensor) else 0
-        strange += shapes is not None and isinstance(part, Tensor) and _core(part) not in shapes
+        strange += shapes is not None and isinstance(part, Tensor) and core_shape(part) not in shapes
         if parts > most_parts or size > most_bytes or strange > _STRANGE:
             raise _TooLarge
 
@@ -225,12 +229,12 @@ def _with_linear_heads(
     """Reshape 1×1-convolution heads (K, C, 1, 1) to linear ones (K, C), or back, as the module wants."""
     fitted = dict(state)
     for key in (f"{head}.weight" for head in heads):
-        if key in state and key in wanted and _core(state[key]) == _core(wanted[key]):
+        if key in state and key in wanted and core_shape(state[key]) == core_shape(wanted[key]):
             fitted[key] = state[key].reshape(wanted[key].shape)
     return fitted
 
 
-def _core(weight: Tensor) -> tuple[int, ...]:
-    """Shape without the trailing 1×1."""
+def core_shape(weight: Tensor) -> tuple[int, ...]:
+    """Return a shape without the trailing 1×1: that of a 1×1 convolution is that of a linear layer."""
     shape = tuple(weight.shape)
     return shape[:2] if shape[2:] == (1, 1) else shape

@@ -34,6 +34,9 @@ _NESTED_IN = (
 )
 _NESTED_LEVELS = 3
 
+# What the head is called where it stands beside a backbone that is called model.
+_HEADS = ("classifier.", "head.", "fc.", "linear.", "cls_head.", "classification_head.", "output.")
+
 AS_STATE_DICT = "save torch.save(model.state_dict(), FILE) or a safetensors file instead"
 
 _LARGEST_PICKLE = 64 * 2**20  # bytes; a state dict of a thousand tensors takes a tenth of a megabyte
@@ -194,6 +197,6 @@ def _is_plain(value: Tensor) -> bool:
 
 
 def _lightning_model(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Keep the network: a Lightning module may hold losses and metrics beside ``model``."""
+    """Keep the network: a Lightning module may hold losses and metrics beside ``model``, or its head."""
     prefix = next((p for p in ("model.", "net.", "network.") if any(key.startswith(p) for key in state)), "")
-    return {key: value for key, value in state.items() if key.startswith(prefix)}
+    return {key: value for key, value in state.items() if key.startswith((prefix, *_HEADS))}

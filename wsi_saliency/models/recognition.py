@@ -1,8 +1,9 @@
 """Which architecture a state dict is of, by the names and shapes of its tensors.
 
 Those of the family that names of parameters point to are tried, on the meta device, as far as the file has
-their shapes. One is taken only if all names and shapes fit, and no other of the list fits as well: networks
-may differ in what has no parameters (padding, activation), which no file shows.
+their shapes. One is taken only if all names and shapes fit, but for the names of backbone and head, and no
+other of the list fits as well: networks may differ in what has no parameters (padding, activation), which no
+file shows.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.assembly import fits
+from wsi_saliency.models.renaming import HeadError, prefixes
 from wsi_saliency.models.sources import imported
 from wsi_saliency.models.timm import blueprint as timm_blueprint
 
@@ -29,7 +31,7 @@ class Family:
     Parameters
     ----------
     has
-        Names that all of them have.
+        Names that all of them have, not those of a head; something may stand in front of them.
     lacks
         Names that none of them has.
     timm, torchvision
@@ -44,10 +46,15 @@ class Family:
     def may_be(self, weights: Weights) -> bool:
         """Tell whether a state dict may be of the family."""
         state = weights.state
-        return all(name in state for name in self.has) and not any(name in state for name in self.lacks)
+        return any(
+            all(prefix + name in state for name in self.has)
+            and not any(prefix + name in state for name in self.lacks)
+            for prefix in prefixes(state, self.has[0])
+        )
 
 
 _BLOCK, _BOTTLENECK = "layer1.0.conv1.weight", "layer1.0.conv3.weight"
+_INCEPTION, _AUXILIARY = "Conv2d_1a_3x3.conv.weight", "AuxLogits.fc.weight"
 _EFFICIENTNETS = tuple(f"efficientnet_b{i}" for i in range(6))
 _VGGS = ("vgg11", "vgg13", "vgg16", "vgg19")
 _VGGS_BN = tuple(f"{name}_bn" for name in _VGGS)
@@ -100,23 +107,18 @@ FAMILIES = (
         timm=tuple(f"regnet{kind}_{size}" for kind in "xy" for size in ("002", "004", "008", "016", "032")),
     ),
     Family(("pre_logits.fc1.weight",), timm=(*_VGGS, *_VGGS_BN)),
-    Family(("Conv2d_1a_3x3.conv.weight",), timm=("inception_v3",), torchvision=("inception_v3",)),
-    Family(("features.0.conv.weight", "last_linear.weight"), timm=("inception_v4",)),
+    Family((_INCEPTION,), (_AUXILIARY,), timm=("inception_v3",)),
+    Family((_INCEPTION, _AUXILIARY), torchvision=("inception_v3",)),
+    Family(("features.0.conv.weight",), timm=("inception_v4",)),
+    Family(("features.0.weight",), ("pre_logits.fc1.weight",), torchvision=("alexnet", *_VGGS, *_VGGS_BN)),
+    Family(("features.1.conv.0.0.weight",), torchvision=("mobilenet_v2",)),
     Family(
-        ("features.0.weight", "classifier.6.weight"),
-        torchvision=("alexnet", *_VGGS, *_VGGS_BN),
-    ),
-    Family(("features.1.conv.0.0.weight", "classifier.1.weight"), torchvision=("mobilenet_v2",)),
-    Family(
-        ("features.0.0.weight", "classifier.3.weight"),
+        ("features.0.0.weight", "features.1.block.0.0.weight"),
         torchvision=("mobilenet_v3_small", "mobilenet_v3_large"),
     ),
+    Family(("features.1.0.block.0.0.weight",), torchvision=_EFFICIENTNETS),
     Family(
-        ("features.1.0.block.0.0.weight", "classifier.1.weight"),
-        torchvision=_EFFICIENTNETS,
-    ),
-    Family(
-        ("features.1.0.layer_scale", "classifier.2.weight"),
+        ("features.1.0.layer_scale",),
         torchvision=("convnext_tiny", "convnext_small", "convnext_base"),
     ),
     Family(("conv_proj.weight", "class_token"), torchvision=("vit_b_16", "vit_b_32", "vit_l_16")),
@@ -124,8 +126,23 @@ FAMILIES = (
 
 
 def fitting(weights: Weights) -> list[Blueprint]:
-    """Return the architectures that all names and shapes of a state dict fit."""
-    return [blueprint for blueprint in _candidates(weights) if fits(blueprint, weights)]
+    """Return the architectures that all names and shapes of a state dict fit.
+
+    Raises
+    ------
+    HeadError
+        If none fits, and it has the backbone of one with another head.
+    """
+    found: list[Blueprint] = []
+    problem: HeadError | None = None
+    for blueprint in _candidates(weights):
+        try:
+            found += [blueprint] if fits(blueprint, weights) else []
+        except HeadError as error:
+            problem = problem or error
+    if problem is not None and not found:
+        raise problem
+    return found
 
 
 def _candidates(weights: Weights) -> Iterator[Blueprint]:

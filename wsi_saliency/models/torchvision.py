@@ -20,8 +20,9 @@ if TYPE_CHECKING:
 
     from wsi_saliency.models.classifier import Classifier
 
-# Those that warn if nobody says how their weights are made, which are replaced anyway.
-_ASKING = {"googlenet", "inception_v3"}
+# Those that warn if nobody says how their weights are made, which are replaced anyway. They have further
+# heads, of a size of their own, that only training uses.
+_WITH_AUXILIARY = {"googlenet", "inception_v3"}
 
 
 def load_torchvision(name: str, weights: Path | None) -> Classifier:
@@ -49,7 +50,8 @@ def blueprint(architecture: str) -> Blueprint:
     if architecture not in known:
         close = ", ".join(difflib.get_close_matches(architecture, known, n=3)) or "none"
         raise ModelError(f"torchvision has no classifier {one_line(architecture)!r}; close to it: {close}")
-    how: dict[str, Any] = {"init_weights": False} if architecture in _ASKING else {}
+    auxiliary = architecture in _WITH_AUXILIARY
+    how: dict[str, Any] = {"init_weights": False, "aux_logits": False} if auxiliary else {}
 
     def create(classes: int | None) -> nn.Module:
         given = how if classes is None else {**how, "num_classes": classes}
