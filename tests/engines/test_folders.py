@@ -185,6 +185,41 @@ def test_fail_fast_ends_at_the_first_failure(run):
     assert engine.given[-1] == ["closed"]
 
 
+LOST = {"failure": "a.svs: the process died", "lost": True}
+
+
+def test_a_lost_slide_is_tried_again_after_the_others_and_not_more_often_than_is_asked_for(run, caplog):
+    outcomes, engine = run("abc", outcomes={"a": [LOST]}, retries=1)
+    assert [(outcome.job.slide.stem, outcome.failure) for outcome in outcomes] == [
+        *(("b", None), ("c", None), ("a", None))
+    ]
+    assert engine.given == [["a", "b", "c"], ["a"], ["closed"]]
+    assert [record.getMessage() for record in caplog.records] == [
+        "a.svs: the process died; it is tried again when the others are done"
+    ]
+    outcomes, engine = run("ab", outcomes={"a": [LOST] * 3}, retries=2)
+    assert [outcome.failure for outcome in outcomes] == [None, "a.svs: the process died"]
+    assert engine.given == [["a", "b"], ["a"], ["a"], ["closed"]]
+
+
+def test_without_retries_a_lost_slide_has_failed_and_other_failures_are_never_tried_again(run):
+    assert [outcome.failure for outcome in run("a", outcomes={"a": [LOST]})[0]] == [LOST["failure"]]
+    outcomes, engine = run("a", outcomes={"a": [{"failure": "a.svs: bad"}]}, retries=2)
+    assert [outcome.failure for outcome in outcomes] == ["a.svs: bad"]
+    assert engine.given == [["a"], ["closed"]]
+
+
+def test_a_lost_slide_is_tried_again_while_another_run_holds_one(run, tmp_path):
+    (tmp_path / "out" / "sub").mkdir(parents=True)
+    with locked(tmp_path / "out" / "sub" / "b"):
+        engine = Staged({"a": [LOST], "b": [BUSY]})
+        folder_run = FolderRun(tmp_path / "out", SETTINGS, engine, retries=1)
+        outcomes = folder_run.outcomes(jobs_in(tmp_path, "ab"))
+        assert next(outcomes).job.slide.stem == "a"
+        assert engine.given == [["a", "b"], ["a"]]
+    assert [outcome.job.slide.stem for outcome in outcomes] == ["b"]
+
+
 def test_a_file_in_place_of_the_output_folder_is_told_before_anything_is_run(run, tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(OutputError, match=r"out: cannot be written \(it is a file, not a folder\)"):

@@ -12,11 +12,13 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.helpers.paths import ROOT
 from tests.helpers.workers import dying, jobs_for, notes, staged, unable
 from wsi_saliency.engines.local import LocalEngine
-from wsi_saliency.engines.worker import TIDYING
+from wsi_saliency.engines.messages import Order
+from wsi_saliency.engines.worker import TIDYING, slide_work
 from wsi_saliency.errors import ModelError
 from wsi_saliency.settings import RunSettings
 
@@ -145,6 +147,37 @@ def test_cuda_is_all_gpus_that_the_first_worker_finds(ran, tmp_path):
     assert {"started cuda", "started cuda:1"} <= set(notes(tmp_path / "new"))
 
 
+def test_on_each_device_slides_go_side_by_side_in_processes_of_their_own(ran, tmp_path):
+    said = ran("waits", "b", "c", side_by_side=2)
+    assert sorted(said) == [f"{name}.svs: done" for name in ("b", "c", "waits")]
+    assert notes(tmp_path / "new").count("started cpu") == 2
+
+
+def test_all_gpus_have_as_many_slides_as_the_first(ran, tmp_path):
+    ran("waits", "waits", "waits", "b", settings=RunSettings(device="all"), side_by_side=2)
+    started = [line for line in notes(tmp_path / "new") if line.startswith("started")]
+    assert sorted(started) == ["started cuda", "started cuda", "started cuda:1", "started cuda:1"]
+
+
+@pytest.mark.parametrize(("side_by_side", "threads"), [(1, 5), (2, 2), (9, 1)])
+def test_workers_side_by_side_share_the_threads(tmp_path, side_by_side, threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        slide_work(Order(tmp_path, SETTINGS, False, 0, side_by_side), lambda message: None)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_only_of_a_slide_whose_process_died_it_is_said_that_it_was_lost(tmp_path):
+    with LocalEngine(tmp_path / "out", make_work=staged) as engine:
+        outcomes = list(engine.run(jobs_for("a", "broken", "exits"), SETTINGS))
+        engine.timeout = 1.0
+        outcomes += engine.run(jobs_for("hangs"), SETTINGS)
+    assert [outcome.lost for outcome in outcomes] == [False, False, True, False]
+
+
 def test_without_a_classifier_no_slide_is_tried(ran):
     with pytest.raises(ModelError, match="no such classifier"):
         ran("a", "b", work=unable)
@@ -156,12 +189,12 @@ PROGRAM = """
 import sys
 from pathlib import Path
 from tests.helpers.workers import jobs_for, staged
-from wsi_saliency.engines import local
+from wsi_saliency.engines import place
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.interruption import interruptible
 from wsi_saliency.settings import RunSettings
 if sys.argv[2] == "endless":
-    local.TIDYING = 600.0
+    place.TIDYING = 600.0
 try:
     with interruptible(), LocalEngine(Path(sys.argv[1], "out"), make_work=staged) as engine:
         for outcome in engine.run(jobs_for("a", sys.argv[2]), RunSettings(device="cpu")):

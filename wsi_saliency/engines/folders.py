@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_saliency.engines.bars import NoBars, TerminalBars
@@ -25,7 +27,6 @@ from wsi_saliency.settings import BatchSettings
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
-    from pathlib import Path
 
     from wsi_saliency.engines.bars import Bars
     from wsi_saliency.engines.protocol import Engine
@@ -51,6 +52,8 @@ class FolderRun:
         Replace complete results; otherwise they are kept.
     fail_fast
         End at the first failure.
+    retries
+        How often a slide is tried again whose process or machine was lost.
     logs
         Write the traceback of each failure to a file beside the place of the result, and the table and the
         page of all slides; a table that is there is kept up to date in any case.
@@ -64,10 +67,12 @@ class FolderRun:
         *,
         overwrite: bool = False,
         fail_fast: bool = False,
+        retries: int = 0,
         logs: bool = True,
     ) -> None:
         self._out, self._settings, self._engine = out, settings, engine
         self._overwrite, self._fail_fast, self._logs = overwrite, fail_fast, logs
+        self._retries, self._losses = retries, Counter[Path]()
         self._results = KeptResults(out, settings)
         self._was_there = False
 
@@ -138,30 +143,43 @@ class FolderRun:
         with self._engine as engine:
             held: list[Job] = []
             while left or held:
-                busy = []
-                for outcome in engine.run(left, self._settings):
-                    if outcome.busy:
-                        busy.append(outcome)
-                    else:
-                        yield outcome
+                again, busy = yield from self._tried(engine, left)
                 if busy:
                     _say_busy(busy)
-                left, held = yield from self._when_free([*held, *(outcome.job for outcome in busy)])
+                left, held = yield from self._when_free([*held, *(outcome.job for outcome in busy)], again)
+
+    def _tried(
+        self, engine: Engine, jobs: Sequence[Job]
+    ) -> Generator[Outcome, None, tuple[list[Job], list[Outcome]]]:
+        """Run slides; returns those that are to be tried again, and those that other runs work on."""
+        again, busy = [], []
+        for outcome in engine.run(jobs, self._settings):
+            if outcome.busy:
+                busy.append(outcome)
+            elif outcome.lost and self._losses[outcome.job.name] < self._retries:
+                self._losses[outcome.job.name] += 1
+                log.warning("%s; it is tried again when the others are done", outcome.failure)
+                again.append(outcome.job)
+            else:
+                yield outcome
+        return again, busy
 
     def _kept(self, job: Job) -> Outcome | None:
         return None if self._overwrite else self._results.outcome(job)
 
-    def _when_free(self, jobs: list[Job]) -> Generator[Outcome, None, tuple[list[Job], list[Job]]]:
-        """Wait for other runs, and yield what they have made.
+    def _when_free(
+        self, jobs: list[Job], left: list[Job]
+    ) -> Generator[Outcome, None, tuple[list[Job], list[Job]]]:
+        """Wait for other runs unless slides are left to do, and yield what they have made.
 
-        Returns the slides that they have left over, and those that they still hold.
+        Returns the slides that are left to do, those that others have left over among them, and those that
+        they still hold.
         """
         while True:
             held = [job for job in jobs if _is_locked(self._out / job.name)]
-            if len(held) < len(jobs) or not jobs:
+            if left or len(held) < len(jobs) or not jobs:
                 break
             time.sleep(_LOOK_AGAIN)
-        left = []
         for job in jobs:
             if job not in held and (kept := self._kept(job)):
                 yield kept
@@ -200,8 +218,8 @@ def explain_jobs(
     """Explain slides, and yield the outcome of each when it is there.
 
     A single slide is explained in this process. Several are explained in worker processes, one for each
-    device. Slides whose complete results are kept come first, then the others: with one device in their
-    order, with several as they are done; last those that other runs were working on.
+    device, or more. Slides whose complete results are kept come first, then the others: with one process in
+    their order, with several as they are done; last those that were lost or that other runs were working on.
 
     Parameters
     ----------
@@ -222,10 +240,18 @@ def explain_jobs(
     engine: Engine = DirectEngine(out, overwrite, wait=len(jobs) == 1, progress=progress)
     if len(jobs) >= ISOLATED_FROM or batch.slide_timeout is not None:
         bars = TerminalBars(len(jobs)) if progress else bars
-        engine = LocalEngine(out, overwrite, batch.slide_timeout, bars)
-    how = {"overwrite": overwrite, "fail_fast": batch.fail_fast, "logs": len(jobs) > 1}
+        engine = LocalEngine(out, overwrite, batch.slide_timeout, bars, batch.jobs)
+    run = FolderRun(
+        out,
+        settings,
+        engine,
+        overwrite=overwrite,
+        fail_fast=batch.fail_fast,
+        retries=batch.retries,
+        logs=len(jobs) > 1,
+    )
     try:
-        for outcome in FolderRun(out, settings, engine, **how).outcomes(jobs):
+        for outcome in run.outcomes(jobs):
             bars.slide_done()
             yield outcome
     finally:

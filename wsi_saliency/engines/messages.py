@@ -15,12 +15,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """What a worker process is to do with each slide that it is given: all that `SlideWork` needs."""
+    """What a worker process is to do with each slide that it is given: all that `SlideWork` needs.
+
+    The threads of the processor are shared with so many others that work ``side_by_side`` with it.
+    """
 
     out: Path
     settings: RunSettings
     overwrite: bool
     log_level: int
+    side_by_side: int = 1
 
 
 @dataclass(frozen=True)

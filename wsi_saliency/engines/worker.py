@@ -60,6 +60,9 @@ def slide_work(order: Order, send: Send) -> Work:
     from wsi_saliency.workflows.batch import SlideWork
     from wsi_saliency.workflows.explain import load_explainer
 
+    if order.side_by_side > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // order.side_by_side))
+
     def load(settings: RunSettings) -> Explainer:
         send(Loading())
         explainer = load_explainer(settings)

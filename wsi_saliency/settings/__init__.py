@@ -15,6 +15,7 @@ from wsi_saliency.settings.commands import (
 from wsi_saliency.settings.evaluation import SCORE_ON, SUBSTRATES, ScoreOn, Substrate
 from wsi_saliency.settings.option import Bounds, Option, check, option, options_of, varied, whole
 from wsi_saliency.settings.parts import (
+    ALL_GPUS,
     ALL_TARGETS,
     ATTRIBUTIONS,
     DEFAULT_ATTRIBUTION,
@@ -37,6 +38,7 @@ from wsi_saliency.settings.parts import (
 )
 
 __all__ = [
+    "ALL_GPUS",
     "ALL_TARGETS",
     "ATTRIBUTIONS",
     "DEFAULT_ATTRIBUTION",

@@ -21,6 +21,7 @@ from wsi_saliency.settings.evaluation import (
 )
 from wsi_saliency.settings.option import Bounds, documented, option, varied, whole
 from wsi_saliency.settings.parts import (
+    ALL_GPUS,
     IMITATING,
     METHODS,
     DeviceSettings,
@@ -96,13 +97,15 @@ class RunSettings(
         DeviceSettings,
         "device",
         "auto",
-        help="Where the classifier runs; auto is a GPU where there is one, cuda all GPUs, "
+        help="Where the classifier runs; auto is a GPU where there is one, cuda or all are all GPUs, "
         "a slide on each; cuda:0,cuda:1 these two.",
-        metavar="auto|cpu|cuda[:i,…]|mps",
+        metavar="auto|cpu|all|cuda[:i,…]|mps",
     )
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.device == "all":
+            object.__setattr__(self, "device", ALL_GPUS)
         _check_surrogate(self.surrogate, self.methods)
 
 
@@ -119,6 +122,18 @@ class BatchSettings(Settings):
         within=Bounds(0, open=True),
         shown="none",
         none="none",
+    )
+    jobs: int = option(
+        1,
+        "Slides side by side on each device, in processes that share the threads of the processor.",
+        metavar="N",
+        within=whole(1),
+    )
+    retries: int = option(
+        0,
+        "Try a slide so many times again whose process died; one that failed otherwise is not tried again.",
+        metavar="N",
+        within=whole(0),
     )
     fail_fast: bool = option(False, "End at the first slide that fails; otherwise the others are done.")
     limit: int | None = option(None, "Take the first N slides only.", metavar="N", within=whole(1))

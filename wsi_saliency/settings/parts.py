@@ -32,6 +32,7 @@ DEFAULT_ATTRIBUTION: Attribution = "deeplift"
 DEFAULT_LAYER = "16"
 DEFAULT_TARGET = "the single logit, or the one class called tumour"
 ALL_TARGETS = "all"
+ALL_GPUS = "cuda"  # the device that stands for every GPU
 IMITATING: Method = "surrogate"  # the method that needs a surrogate
 
 MAX_PATCH = 4096  # pixels; a ResNet's first layers take 4 GB for one such patch

@@ -58,6 +58,8 @@ class Outcome:
         Whether the failure is that nothing can be written where results go: other slides would fail too.
     busy
         Whether nothing was tried, because another run works on the result.
+    lost
+        Whether the process or the machine that was at it is no more: it may be done by another.
     """
 
     job: Job
@@ -67,3 +69,4 @@ class Outcome:
     unexpected: bool = False
     no_room: bool = False
     busy: bool = False
+    lost: bool = False
