@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import time
 from dataclasses import replace
 from urllib.parse import parse_qs, urlsplit
 
@@ -28,19 +29,19 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const encoded = (found) => encodeURIComponent(JSON.stringify({ ...found, failures }));
 const report = (found) => fetch(`/TOKEN/outcome?${encoded(found)}`);
 addEventListener("unhandledrejection", (event) => failures.push(String(event.reason)));
-const layerCanvas = () => document.getElementById("layer");
-function pixels() {
-  const { width, height } = layerCanvas();
-  return layerCanvas().getContext("2d").getImageData(0, 0, width, height);
+const layerCanvas = (pane = panes[0]) => pane.canvas;
+function pixels(pane) {
+  const { width, height } = layerCanvas(pane);
+  return layerCanvas(pane).getContext("2d").getImageData(0, 0, width, height);
 }
 // Opacity that lies on the slide in all, and where its middle is, level-0 pixels.
-function ink() {
-  const { data, width, height } = pixels();
+function ink(pane = panes[0]) {
+  const { data, width, height } = pixels(pane);
   let sum = 0, atX = 0, atY = 0;
   for (let i = 3, n = 0; i < data.length; i += 4, n++) {
     sum += data[i]; atX += data[i] * ((n % width) + 0.5); atY += data[i] * (Math.floor(n / width) + 0.5);
   }
-  const box = viewer.viewport.getBounds(true), w = facts.slide.w;
+  const box = pane.viewer.viewport.getBounds(true), w = facts.slide.w;
   const x = (box.x + (atX / sum / width) * box.width) * w;
   return { sum, x, y: (box.y + (atY / sum / height) * box.height) * w };
 }
@@ -54,9 +55,38 @@ function set(id, value, event) {
   control.dispatchEvent(new Event(event));
 }
 const key = (name) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
-const drawn = () => facts && viewer && viewer.world.getItemCount() && ink().sum;
-async function settled() {
-  for (let i = 0; i < 60 && !drawn(); i++) await pause(50);
+const drawn = (number) => panes[number] && panes[number].isOpen && ink(panes[number]).sum;
+// Where the middle of what is black is drawn, level-0 pixels, in the left half of the slide and in the right.
+function blackness(pane) {
+  const { canvas } = pane.viewer.drawer, { width, height } = canvas;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
+  const box = pane.viewer.viewport.getBounds(true), w = facts.slide.w;
+  const sums = [[0, 0, 0], [0, 0, 0]];
+  for (let i = 0, n = 0; i < data.length; i += 4, n++) {
+    const black = data[i + 3] === 255 ? Math.max(0, 230 - data[i]) : 0;
+    const x = (box.x + (((n % width) + 0.5) / width) * box.width) * w;
+    const y = (box.y + ((Math.floor(n / width) + 0.5) / height) * box.height) * w;
+    const half = sums[Number(x > w / 2)];
+    half[0] += black; half[1] += black * x; half[2] += black * y;
+  }
+  return sums.map(([sum, x, y]) => [x / sum, y / sum]);
+}
+async function frames(count = 4) {
+  for (let i = 0; i < count; i++) await new Promise(requestAnimationFrame);
+  await pause(100);
+}
+async function settled(number = 0) {
+  for (let i = 0; i < 60 && !drawn(number); i++) await pause(50);
+}
+function centre(pane = panes[0]) {
+  const { x, y } = pane.viewer.viewport.getCenter(true);
+  return [x * facts.slide.w, y * facts.slide.w];
+}
+function point(pane, shareX = 0.5, shareY = 0.5) {
+  const { left, top, width, height } = layerCanvas(pane).getBoundingClientRect();
+  const at = { clientX: left + shareX * width, clientY: top + shareY * height };
+  pane.slide.dispatchEvent(new PointerEvent("pointermove", { ...at, bubbles: true }));
+  return document.getElementById("pointer").textContent;
 }
 """
 
@@ -81,17 +111,13 @@ addEventListener("load", async () => {
     found.off = ink().sum;
     key("o");
     found.on = ink().sum;
-    goTo(SPOT_X, SPOT_Y, 0.1, true);
-    draw();
+    panes[0].goTo(SPOT_X, SPOT_Y, 0.1, true);
+    panes[0].draw();
     found.colour = middle();
-    document.getElementById("slide").dispatchEvent(new PointerEvent("pointermove", {
-      clientX: layerCanvas().getBoundingClientRect().left + layerCanvas().clientWidth / 2,
-      clientY: layerCanvas().getBoundingClientRect().top + layerCanvas().clientHeight / 2, bubbles: true }));
-    found.pointer = document.getElementById("pointer").textContent;
+    found.pointer = point(panes[0]);
     document.querySelector("#strongest button").click();
     await pause(1200);
-    const centre = viewer.viewport.getCenter();
-    found.jumped = [centre.x * facts.slide.w, centre.y * facts.slide.w];
+    found.jumped = centre();
     found.listed = document.querySelectorAll("#strongest li").length;
     key("2");
     found.second = document.getElementById("map").value;
@@ -99,14 +125,67 @@ addEventListener("load", async () => {
     found.hash = location.hash;
     found.scale = document.getElementById("scale").textContent;
     const bar = document.getElementById("scale").getBoundingClientRect().width;
-    found.um = (bar * magnification() * facts.slide.mpp_x);
+    found.um = (bar * panes[0].magnification * facts.slide.mpp_x);
     location.hash = "#map=0&opacity=0.25&x=300&y=200&z=1&colours=magnitudes";
     await pause(100);
-    const back = viewer.viewport.getCenter();
-    found.recalled = [state.map, state.opacity, state.scale, back.x * facts.slide.w, back.y * facts.slide.w];
+    found.recalled = [panes[0].shown.map, state.opacity, panes[0].shown.scale, ...centre()];
     found.name = document.getElementById("name").textContent;
     found.asked = performance.getEntriesByType("resource").map((one) => new URL(one.name).origin);
     found.origin = location.origin;
+    found.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
+  } catch (error) { failures.push(String(error.stack)); }
+  await report(found);
+});
+"""
+
+
+BESIDE = """
+addEventListener("load", async () => {
+  const found = {};
+  try {
+    await settled();
+    key("b");
+    await settled(1);
+    await frames();
+    found.inks = panes.map((pane) => ink(pane));
+    found.marks = panes.map(blackness);
+    found.maps = panes.map((pane) => pane.shown.map);
+    found.captions = panes.map((pane) => pane.caption.textContent);
+    panes[0].goTo(300, 200, 0.5, true);
+    await frames();
+    found.led = panes.map((pane) => [...centre(pane), pane.magnification]);
+    lead(panes[1]);
+    panes[1].goTo(500, 250, 1, true);
+    await frames();
+    found.back = panes.map((pane) => [...centre(pane), pane.magnification]);
+    panes[1].goTo(SPOT_X, SPOT_Y, 0.1, true);
+    await frames();
+    found.pointer = point(panes[1]);
+    const at = (one) => one.getBoundingClientRect();
+    const [from, cross] = [at(panes[0].canvas), at(panes[0].cross)];
+    const [x, y] = [cross.left + cross.width / 2 - from.left, cross.top + cross.height / 2 - from.top];
+    found.cross = [x / from.width, y / from.height];
+    found.crossed = panes.map((pane) => !pane.cross.hidden);
+    document.getElementById("second").click();
+    const before = panes.map((pane) => JSON.stringify(pane.shown));
+    set("threshold", 500, "input");
+    set("colours", "magnitudes", "change");
+    found.changed = panes.map((pane, i) => JSON.stringify(pane.shown) !== before[i]);
+    panes[1].goTo(300, 200, 0.5, true);
+    await frames();
+    await pause(400);
+    found.hash = location.hash;
+    key("b");
+    found.alone = [panes.length, document.querySelectorAll(".pane").length];
+    location.hash = found.hash + "&x=300";
+    await settled(1);
+    await frames();
+    found.recalled = panes.map((pane) => [pane.shown.map, pane.shown.scale, pane.shown.threshold > 0]);
+    set("beside", "", "change");
+    found.closed = panes.length;
+    set("beside", "0", "change");
+    await settled(1);
+    found.same = panes.map((pane) => pane.shown.map);
     found.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   } catch (error) { failures.push(String(error.stack)); }
   await report(found);
@@ -143,6 +222,22 @@ def browse(url, folder, *options):
     command = browser(folder / "profile")
     command += ["--hide-scrollbars", "--virtual-time-budget=15000", *options, url]
     subprocess.run(command, capture_output=True, timeout=240, check=True)
+
+
+def browse_in_real_time(site, url, folder):
+    """Open an address until the page's scripts have told the site what they found.
+
+    In virtual time a browser may draw no frame at all, and views follow each other frame by frame.
+    """
+    command = [*browser(folder / "profile"), "--hide-scrollbars", "--remote-debugging-port=0"]
+    with subprocess.Popen([*command, "--window-size=1280,800", url], stderr=subprocess.DEVNULL) as running:
+        try:
+            for _ in range(600):
+                if site.outcome is not None:
+                    break
+                time.sleep(0.1)
+        finally:
+            running.terminate()
 
 
 def slide():
@@ -220,6 +315,47 @@ def test_an_address_brings_back_what_it_holds(found):
 def test_the_scale_bar_is_as_long_as_it_says(found):
     number, unit = found["scale"].split()
     assert float(number) * {"µm": 1, "mm": 1000}[unit] == pytest.approx(found["um"], rel=0.05)
+
+
+@pytest.fixture(scope="module")
+def beside(result, tmp_path_factory):
+    """What the page comes to with two maps side by side."""
+    x, y = PLACEMENT.centre(*SPOT)
+    act = ACT + BESIDE.replace("SPOT_X", str(x)).replace("SPOT_Y", str(y))
+    with Watched([result], act) as site, served(site) as server:
+        browse_in_real_time(site, server.url, tmp_path_factory.mktemp("browser"))
+    assert site.outcome is not None, "the page's scripts did not run to their end"
+    return site.outcome
+
+
+def test_two_maps_lie_side_by_side_each_over_the_slide(beside):
+    assert beside["failures"] == []
+    assert beside["maps"] == [0, 1]
+    for ink, spot_of in zip(beside["inks"], [SPOT, (10, 10)], strict=True):
+        assert (ink["x"], ink["y"]) == pytest.approx(PLACEMENT.centre(*spot_of), abs=PLACEMENT.fx / 2)
+    for black in beside["marks"]:
+        np.testing.assert_allclose(black, MARKS, atol=2)
+    assert beside["captions"] == ["layer2.centred-hook.deeplift", "layer3.centred-hook.deeplift"]
+    assert beside["wide"] <= 0
+
+
+def test_two_views_show_the_same_place_whichever_is_moved(beside):
+    for name, place in (("led", [300, 200, 0.5]), ("back", [500, 250, 1])):
+        for shown in beside[name]:
+            assert shown == pytest.approx(place, rel=0.01), name
+
+
+def test_the_pointer_is_shown_in_the_other_view_with_both_values(beside):
+    assert beside["pointer"].endswith(" · 1.00 · not computed")
+    assert beside["crossed"] == [True, False]
+    assert beside["cross"] == pytest.approx([0.5, 0.5], abs=0.01)
+
+
+def test_controls_are_those_of_one_view_and_the_address_holds_both(beside):
+    assert beside["changed"] == [False, True]
+    assert beside["alone"] == [1, 1]
+    assert beside["recalled"] == [[0, "diverging", False], [1, "magnitudes", True]]
+    assert (beside["closed"], beside["same"]) == (1, [0, 0])
 
 
 NAMED = """

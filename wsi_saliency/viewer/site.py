@@ -40,7 +40,7 @@ _KINDS = {
     "f32": "application/octet-stream",
     "txt": "text/plain; charset=utf-8",
 }
-_STATIC = ("openseadragon.min.js", "layer.js", "view.js", "index.js", "viewer.css")
+_STATIC = ("openseadragon.min.js", "layer.js", "pane.js", "view.js", "index.js", "viewer.css")
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

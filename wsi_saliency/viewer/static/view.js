@@ -2,8 +2,11 @@
 
 const byId = (name) => document.getElementById(name);
 const STEPS = 1000; // of the sliders of values
-const state = { map: 0, target: 0, scale: "", low: 0, high: 1, threshold: 0, opacity: 1, visible: true, pale: false };
-let facts, viewer, layer, tables, writing;
+const state = { opacity: 1, visible: true, pale: false }; // of all views; each has its map and colours in `shown`
+const panes = []; // one view, or two side by side
+let facts, tables, writing;
+let active; // the view that the controls are of
+let leader; // the view that the other follows
 
 // Texts come from files of others: they are only ever set as text.
 function element(tag, text) {
@@ -26,86 +29,139 @@ function decoded(text) {
   return new Uint32Array(bytes.buffer);
 }
 
-const map = () => facts.maps[state.map];
+const mapOf = ({ shown }) => facts.maps[shown.map];
 
 // The values between which the sliders move.
-function bounds() {
-  const [lowest, highest, start, end] = map().windows[state.target];
+function bounds(pane) {
+  const [lowest, highest, start, end] = mapOf(pane).windows[pane.shown.target];
   return [Math.min(lowest, start), Math.max(highest, end)];
 }
 
 // Colours, low and high as they are used: those of signed values reach as far on both sides of 0.
-function scale() {
-  const limit = Math.max(Math.abs(state.low), Math.abs(state.high)) || 1e-30;
-  if (state.scale === "diverging") return [-limit, limit];
-  return state.low < state.high ? [state.low, state.high] : [state.low, state.low + 1e-30];
+function scale({ shown }) {
+  const limit = Math.max(Math.abs(shown.low), Math.abs(shown.high)) || 1e-30;
+  if (shown.scale === "diverging") return [-limit, limit];
+  return shown.low < shown.high ? [shown.low, shown.high] : [shown.low, shown.low + 1e-30];
 }
 
-function chooseMap(number, target) {
-  state.map = number;
-  state.target = target;
-  state.scale = map().signed ? "diverging" : "magnitudes";
-  const [, , start, end] = map().windows[target];
-  Object.assign(state, { low: start, high: end, threshold: 0, visible: !facts.targets[target].dark });
+// A map and a target, in the colours and the range that the record has for them.
+function begin(pane, map, target) {
+  const { signed, windows } = facts.maps[map];
+  const [, , low, high] = windows[target];
+  pane.shown = { map, target, scale: signed ? "diverging" : "magnitudes", low, high, threshold: 0 };
+}
+
+function chooseMap(map, target) {
+  begin(active, map, target);
+  if (panes.length === 1) state.visible = !facts.targets[target].dark;
   applyMap();
 }
 
 function applyMap() {
-  layer.show(map(), state.map, state.target);
-  const said = facts.targets[state.target];
+  for (const pane of panes) pane.layer.show(mapOf(pane), pane.shown.map, pane.shown.target);
+  const said = facts.targets[active.shown.target];
   byId("said").textContent = said.summary + (said.dark ? " · the map is off at first: no patch is positive" : "");
   listStrongest();
   apply();
 }
 
 function apply() {
-  const [low, high] = scale();
-  layer.colour(tables[state.scale], low, high, state.threshold);
-  showControls(low, high);
-  draw();
+  for (const pane of panes) {
+    pane.layer.colour(tables[pane.shown.scale], ...scale(pane), pane.shown.threshold);
+    pane.opacity = state.visible ? state.opacity : 0;
+    pane.slide.classList.toggle("pale", state.pale);
+    pane.caption.textContent = called(pane);
+    pane.caption.hidden = panes.length === 1;
+    pane.frame.classList.toggle("active", panes.length > 1 && pane === active);
+    pane.draw();
+  }
+  showControls();
   remember();
 }
 
-function draw() {
-  if (!viewer.world.getItemCount()) return;
-  const box = viewer.viewport.getBounds(true);
-  const w = facts.slide.w;
-  layer.draw({ x: box.x * w, y: box.y * w, w: box.width * w, h: box.height * w }, state.visible ? state.opacity : 0);
-  showScale();
+function called({ shown }) {
+  const { name } = facts.maps[shown.map];
+  return facts.targets.length > 1 ? `${name} · ${facts.targets[shown.target].name}` : name;
 }
 
-function resize() {
-  const canvas = byId("layer");
-  const ratio = window.devicePixelRatio || 1;
-  canvas.width = Math.round(canvas.clientWidth * ratio);
-  canvas.height = Math.round(canvas.clientHeight * ratio);
-  draw();
+// ---------------------------------------------------------------------------------------- one view or two
+
+function open(navigator) {
+  const frame = byId("pane").content.firstElementChild.cloneNode(true);
+  byId("panes").append(frame);
+  const pane = new Pane(frame, facts, { navigator, drawn: showScale, moved, entered: lead, chosen: activate, pointed, failed: notice });
+  panes.push(pane);
+  return pane;
 }
 
-// Level-0 pixels per pixel of the page.
-const magnification = () => (viewer.viewport.getBounds(true).width * facts.slide.w) / byId("layer").clientWidth;
+// Opens a second view beside the first, or closes it.
+function split(isWanted) {
+  if (isWanted && panes.length === 1) {
+    const second = open(false);
+    begin(second, panes[0].shown.map, panes[0].shown.target);
+    second.opened.then(() => { second.resize(); second.follow(panes[0]); });
+  }
+  if (!isWanted && panes.length === 2) {
+    const second = panes.pop();
+    second.close();
+    second.frame.remove();
+    active = leader = panes[0];
+  }
+  byId("panes").classList.toggle("two", panes.length === 2);
+  for (const pane of panes) pane.resize();
+}
+
+// Shows a map beside the first one; without a number, none.
+function showBeside(map) {
+  split(map !== null);
+  if (map !== null) begin(panes[1], map, panes[1].shown.target);
+  applyMap();
+}
+
+function lead(pane) {
+  if (leader === pane) return;
+  const before = leader;
+  leader = pane;
+  before.follow(before); // it stops where it is, and what is shown goes on from there
+}
+
+function activate(pane) {
+  if (active === pane) return;
+  active = pane;
+  applyMap();
+}
+
+function moved(pane) {
+  if (pane !== leader) return;
+  for (const other of panes) if (other !== pane) other.follow(pane);
+  remember();
+}
 
 // ------------------------------------------------------------------------------------------- the controls
 
-function showControls(low, high) {
-  const [lowest, highest] = bounds();
-  const position = (value) => Math.round((STEPS * (value - lowest)) / (highest - lowest));
-  byId("map").value = state.map;
-  byId("target").value = state.target;
-  byId("colours").value = state.scale;
-  byId("low").value = position(state.low);
-  byId("high").value = position(state.high);
-  byId("low").disabled = state.scale === "diverging";
+function showControls() {
+  const { shown } = active;
+  const [lowest, highest] = bounds(active);
+  const [low, high] = scale(active);
+  const position = (value) => Math.round((STEPS * (value - lowest)) / (highest - lowest || 1));
+  byId("map").value = shown.map;
+  byId("target").value = shown.target;
+  byId("beside").value = panes.length === 2 ? panes[1].shown.map : "";
+  byId("sides").hidden = panes.length === 1;
+  byId(active === panes[0] ? "first" : "second").checked = true;
+  byId("colours").value = shown.scale;
+  byId("low").value = position(shown.low);
+  byId("high").value = position(shown.high);
+  byId("low").disabled = shown.scale === "diverging";
   byId("low-value").textContent = figure(low);
   byId("high-value").textContent = figure(high);
-  byId("threshold").value = Math.round((STEPS * state.threshold) / Math.max(Math.abs(lowest), Math.abs(highest)));
-  byId("threshold-value").textContent = state.threshold ? figure(state.threshold) : "nothing";
+  byId("threshold").value = Math.round((STEPS * shown.threshold) / (Math.max(Math.abs(lowest), Math.abs(highest)) || 1));
+  byId("threshold-value").textContent = shown.threshold ? figure(shown.threshold) : "nothing";
   byId("opacity").value = Math.round(100 * state.opacity);
   byId("opacity-value").textContent = `${Math.round(100 * state.opacity)} %`;
   byId("visible").checked = state.visible;
   byId("pale").checked = state.pale;
-  byId("slide").classList.toggle("pale", state.pale);
-  const table = tables[state.scale];
+  const table = tables[shown.scale];
   const strip = new ImageData(256, 1);
   const pixels = new Uint32Array(strip.data.buffer);
   for (let i = 0; i < 256; i++) pixels[i] = table[Math.round((i * (table.length - 1)) / 255)];
@@ -114,21 +170,24 @@ function showControls(low, high) {
 
 function listenToControls() {
   const on = (name, event, act) => byId(name).addEventListener(event, (e) => act(e.target));
-  on("map", "change", (select) => chooseMap(Number(select.value), state.target));
-  on("target", "change", (select) => chooseMap(state.map, Number(select.value)));
+  on("map", "change", (select) => chooseMap(Number(select.value), active.shown.target));
+  on("target", "change", (select) => chooseMap(active.shown.map, Number(select.value)));
+  on("beside", "change", (select) => showBeside(select.value === "" ? null : Number(select.value)));
+  on("first", "change", () => activate(panes[0]));
+  on("second", "change", () => activate(panes[1]));
   on("visible", "change", (box) => { state.visible = box.checked; apply(); });
   on("pale", "change", (box) => { state.pale = box.checked; apply(); });
-  on("colours", "change", (select) => { state.scale = select.value; apply(); });
+  on("colours", "change", (select) => { active.shown.scale = select.value; apply(); });
   on("opacity", "input", (slider) => { state.opacity = slider.value / 100; apply(); });
   for (const name of ["low", "high"]) {
     on(name, "input", (slider) => {
-      const [lowest, highest] = bounds();
-      state[name] = lowest + (slider.value / STEPS) * (highest - lowest);
+      const [lowest, highest] = bounds(active);
+      active.shown[name] = lowest + (slider.value / STEPS) * (highest - lowest);
       apply();
     });
   }
   on("threshold", "input", (slider) => {
-    state.threshold = (slider.value / STEPS) * Math.max(...bounds().map(Math.abs));
+    active.shown.threshold = (slider.value / STEPS) * Math.max(...bounds(active).map(Math.abs));
     apply();
   });
 }
@@ -139,15 +198,17 @@ function fillControls() {
   byId("back").hidden = facts.alone;
   for (const text of facts.notices) notice(text);
   const option = (text, value) => Object.assign(element("option", text), { value });
-  byId("map").append(...facts.maps.map((one, i) => option(one.name, i)));
+  const maps = () => facts.maps.map((one, i) => option(one.name, i));
+  byId("map").append(...maps());
+  byId("beside").append(option("none", ""), ...maps());
   byId("target").append(...facts.targets.map((one, i) => option(one.name, i)));
   byId("colours").append(option("violet to yellow", "magnitudes"), option("blue to red", "diverging"));
 }
 
 function listStrongest() {
-  const rows = map().strongest[state.target].map((patch) => {
+  const rows = mapOf(active).strongest[active.shown.target].map((patch) => {
     const button = element("button", `${figure(patch.value)} · probability ${patch.probability.toPrecision(3)}`);
-    button.addEventListener("click", () => goTo(patch.x + patch.w / 2, patch.y + patch.h / 2, (2.5 * patch.w) / byId("layer").clientWidth));
+    button.addEventListener("click", () => leader.goTo(patch.x + patch.w / 2, patch.y + patch.h / 2, (2.5 * patch.w) / leader.canvas.clientWidth));
     const item = document.createElement("li");
     item.append(button);
     return item;
@@ -156,26 +217,19 @@ function listStrongest() {
   byId("strongest-title").hidden = !rows.length;
 }
 
-// Puts a position, level-0 pixels, into the middle, with so many level-0 pixels in a pixel of the page.
-function goTo(x, y, perPixel, immediately = false) {
-  const { w } = facts.slide;
-  const wide = (perPixel * byId("layer").clientWidth) / w;
-  const high = (perPixel * byId("layer").clientHeight) / w;
-  viewer.viewport.fitBounds(new OpenSeadragon.Rect(x / w - wide / 2, y / w - high / 2, wide, high), immediately);
-}
-
 function press(event) {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range], select, summary")) return;
-  const port = viewer.viewport;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches("input[type=range], input[type=radio], select, summary")) return;
+  const port = leader.viewer.viewport;
   const pan = (x, y) => port.panBy(new OpenSeadragon.Point(x, y).times(0.2 * port.getBounds().width));
   const keys = {
     ArrowLeft: () => pan(-1, 0), ArrowRight: () => pan(1, 0), ArrowUp: () => pan(0, -1), ArrowDown: () => pan(0, 1),
     "+": () => port.zoomBy(1.5), "=": () => port.zoomBy(1.5), "-": () => port.zoomBy(1 / 1.5), 0: () => port.goHome(),
     o: () => { state.visible = !state.visible; apply(); },
     p: () => { state.pale = !state.pale; apply(); },
+    b: () => showBeside(panes.length === 2 ? null : (panes[0].shown.map + 1) % facts.maps.length),
   };
   const number = Number(event.key);
-  if (number >= 1 && number <= facts.maps.length) chooseMap(number - 1, state.target);
+  if (number >= 1 && number <= facts.maps.length) chooseMap(number - 1, active.shown.target);
   else if (keys[event.key]) keys[event.key]();
   else return;
   port.applyConstraints();
@@ -184,18 +238,21 @@ function press(event) {
 
 // -------------------------------------------------------------------------------- what is said of the place
 
-function point(event) {
-  const frame = byId("layer").getBoundingClientRect();
-  const at = viewer.viewport.pointFromPixel(new OpenSeadragon.Point(event.clientX - frame.left, event.clientY - frame.top), true);
-  const [x, y] = [at.x * facts.slide.w, at.y * facts.slide.w];
+function pointed(pane, event) {
+  const { x, y, left, top } = pane.at(event);
   const inside = x >= 0 && y >= 0 && x < facts.slide.w && y < facts.slide.h;
-  const found = layer.valueAt(x, y, magnification() / (window.devicePixelRatio || 1));
-  const value = !found ? "" : found.value === 0 ? " · not computed" : ` · ${found.level ? "about " : ""}${figure(found.value)}`;
-  byId("pointer").textContent = inside ? `x ${Math.floor(x)}, y ${Math.floor(y)}${value}` : "";
+  const values = panes.map((one) => one.valueAt(x, y)).filter(Boolean);
+  const said = [`x ${Math.floor(x)}, y ${Math.floor(y)}`, ...(values.every((one) => one === values[0]) ? values.slice(0, 1) : values)];
+  byId("pointer").textContent = inside ? said.join(" · ") : "";
+  for (const one of panes) {
+    one.cross.hidden = one === pane;
+    one.cross.style.transform = `translate(${left}px, ${top}px)`;
+  }
 }
 
-function showScale() {
-  const umPerPixel = magnification() * facts.slide.mpp_x;
+function showScale(pane) {
+  if (pane !== panes[0]) return;
+  const umPerPixel = pane.magnification * facts.slide.mpp_x;
   const power = 10 ** Math.floor(Math.log10(140 * umPerPixel));
   const length = Math.max(...[1, 2, 5].map((n) => n * power).filter((um) => um <= 140 * umPerPixel));
   byId("scale").style.width = `${length / umPerPixel}px`;
@@ -204,63 +261,52 @@ function showScale() {
 
 // ------------------------------------------------------------------------------------------ the address
 
+// Names in the address of what is of one view; those of the second end in 2.
+const ofView = ({ map, target, scale: colours, low, high, threshold }, ending) =>
+  Object.entries({ map, target, colours, low: low.toPrecision(4), high: high.toPrecision(4), below: threshold.toPrecision(4) })
+    .map(([name, value]) => [name + ending, value]);
+
 function remember() {
   clearTimeout(writing);
   writing = setTimeout(() => {
-    const centre = viewer.viewport.getCenter();
-    const shown = {
-      x: Math.round(centre.x * facts.slide.w), y: Math.round(centre.y * facts.slide.w), z: magnification().toPrecision(4),
-      map: state.map, target: state.target, colours: state.scale, low: state.low.toPrecision(4), high: state.high.toPrecision(4),
-      below: state.threshold.toPrecision(4), opacity: state.opacity, on: Number(state.visible), pale: Number(state.pale),
-    };
-    history.replaceState(null, "", `#${new URLSearchParams(shown)}`);
+    const { x, y } = leader.centre;
+    const place = { x: Math.round(x), y: Math.round(y), z: leader.magnification.toPrecision(4) };
+    const shared = { opacity: state.opacity, on: Number(state.visible), pale: Number(state.pale) };
+    const views = panes.flatMap((pane, i) => ofView(pane.shown, i ? "2" : ""));
+    history.replaceState(null, "", `#${new URLSearchParams([...Object.entries(place), ...views, ...Object.entries(shared)])}`);
   }, 250);
 }
 
 function recall() {
   const shown = new URLSearchParams(location.hash.slice(1));
-  const number = (name, otherwise) => (shown.has(name) && Number.isFinite(Number(shown.get(name))) ? Number(shown.get(name)) : otherwise);
+  const number = (name, otherwise) => (shown.get(name) && Number.isFinite(Number(shown.get(name))) ? Number(shown.get(name)) : otherwise);
   const among = (name, count) => Math.min(Math.max(0, Math.floor(number(name, 0))), count - 1);
-  chooseMap(among("map", facts.maps.length), among("target", facts.targets.length));
-  if (shown.get("colours") in tables) state.scale = shown.get("colours");
-  Object.assign(state, {
-    low: number("low", state.low), high: number("high", state.high), threshold: number("below", 0),
-    opacity: Math.min(Math.max(0, number("opacity", 1)), 1), visible: Boolean(number("on", state.visible)), pale: Boolean(number("pale", 0)),
-  });
-  apply();
-  if (shown.has("x") && shown.has("y") && number("z", 0) > 0) goTo(number("x", 0), number("y", 0), number("z", 1), true);
+  split(shown.has("map2"));
+  for (const [i, pane] of panes.entries()) {
+    const of = (name) => name + (i ? "2" : "");
+    begin(pane, among(of("map"), facts.maps.length), among(of("target"), facts.targets.length));
+    const [low, high] = [number(of("low"), pane.shown.low), number(of("high"), pane.shown.high)];
+    Object.assign(pane.shown, { low, high, threshold: number(of("below"), 0) });
+    if (Object.hasOwn(tables, shown.get(of("colours")) ?? "")) pane.shown.scale = shown.get(of("colours"));
+  }
+  const { dark } = facts.targets[panes[0].shown.target];
+  const opacity = Math.min(Math.max(0, number("opacity", 1)), 1);
+  Object.assign(state, { opacity, visible: Boolean(number("on", Number(!dark))), pale: Boolean(number("pale", 0)) });
+  applyMap();
+  if (shown.has("x") && shown.has("y") && number("z", 0) > 0) leader.goTo(number("x", 0), number("y", 0), number("z", 1), true);
 }
 
 // ------------------------------------------------------------------------------------------------ start
-
-function source() {
-  const { w, h } = facts.slide;
-  if (!facts.tiles) return { type: "image", url: "slide.jpg" };
-  const { size, min_level: minLevel, max_level: maxLevel } = facts.tiles;
-  const getTileUrl = (level, x, y) => `slide/${level}/${x}_${y}.jpg`;
-  return { width: w, height: h, tileSize: size, minLevel, maxLevel, getTileUrl };
-}
 
 function start(found) {
   facts = found;
   tables = { magnitudes: decoded(facts.scales.magnitudes), diverging: decoded(facts.scales.diverging) };
   fillControls();
-  layer = new MapLayer(byId("layer"), facts.map_tile, draw);
-  viewer = OpenSeadragon({
-    element: byId("slide"), tileSources: source(), drawer: "canvas", showNavigationControl: false, showNavigator: true,
-    navigatorPosition: "TOP_RIGHT", navigatorSizeRatio: 0.16, animationTime: 0.5, maxZoomPixelRatio: 8,
-    visibilityRatio: 0.3, gestureSettingsMouse: { clickToZoom: false }, crossOriginPolicy: false,
-  });
-  viewer.addHandler("canvas-key", (event) => { event.preventDefaultAction = true; });
-  viewer.addHandler("open", () => { resize(); recall(); });
-  viewer.addHandler("open-failed", () => notice("The slide cannot be shown."));
-  viewer.addHandler("update-viewport", draw);
-  viewer.addHandler("animation-finish", remember);
-  viewer.addOnceHandler("tile-load-failed", () => notice("A part of the slide cannot be read."));
+  active = leader = open(true);
+  begin(active, 0, 0);
+  active.opened.then(() => { panes[0].resize(); recall(); });
   listenToControls();
-  new ResizeObserver(resize).observe(byId("layer"));
   document.addEventListener("keydown", press);
-  byId("slide").addEventListener("pointermove", point, true); // before OpenSeadragon takes it
   window.addEventListener("hashchange", recall);
 }
 
