@@ -192,19 +192,60 @@ def test_a_module_that_squashes_elsewhere_too_is_not_taken_off() -> None:
         checked(classifier("a", "b", "c", "d", module=Twice().eval()))
 
 
+def twice(y: Tensor) -> Tensor:
+    return torch.sigmoid(y)
+
+
 @pytest.mark.parametrize(
     "squash",
     [
         lambda y: torch.softmax(y, 1).clamp(1e-6, 1),
         lambda y: y.sigmoid_(),
-        lambda y: y.softmax(-1),
-        lambda y: torch.special.expit(y),
+        lambda y: y.softmax(0),
+        lambda y: torch.sigmoid(torch.sigmoid(y)),
+        lambda y: twice(twice(y)),
+        lambda y: nn.functional.log_softmax(y.sigmoid() * y, dim=1),
+        lambda y: nn.Softmax(dim=1)(y),
         lambda y: nn.functional.softmax(y, dim=1)[:, :, None, None],
     ],
 )
 def test_functions_that_squash_are_seen_too(squash: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(ModelError, match="saliency needs logits"):
         checked(classifier("a", "b", "c", "d", module=Returning(squash)))
+
+
+@pytest.mark.parametrize(
+    ("squash", "name", "output"),
+    [
+        (lambda y: torch.softmax(y, 1), "softmax", "softmax"),
+        (lambda y: y.softmax(-1), "softmax", "softmax"),
+        (lambda y: nn.functional.softmax(y, dim=1), "softmax", "softmax"),
+        (lambda y: nn.functional.log_softmax(y, dim=1), "log_softmax", "softmax"),
+        (lambda y: nn.functional.sigmoid(y), "sigmoid", "sigmoid"),
+        (lambda y: torch.special.expit(torch.sigmoid(y).matmul(torch.eye(4))), "special_expit", "sigmoid"),
+    ],
+)
+def test_the_last_function_is_taken_off(squash: Callable[[Tensor], Tensor], name: str, output: Any) -> None:
+    squashed = classifier("a", "b", "c", "d", module=Returning(squash))
+    logits = checked(squashed)
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        again = logits.module(images)
+        made = again.log_softmax(1) if name == "log_softmax" else probabilities(again, output)
+        assert torch.equal(made, squashed.module(images))
+    assert (logits.output, logits.taken_off) == (output, name)
+    assert logits.notes == (f"the {name} at its end is taken off, so that logits are explained",)
+    assert [n for n, _ in logits.module.named_modules()] == [n for n, _ in squashed.module.named_modules()]
+    assert type(logits.module).__name__ == type(squashed.module).__name__
+
+
+def test_a_network_that_ends_in_another_way_later_is_refused() -> None:
+    def changing(y: Tensor) -> Tensor:
+        return torch.sigmoid(y) if len(y) == 2 else y
+
+    module = checked(classifier("a", "b", "c", "d", module=Returning(changing))).module
+    with pytest.raises(ModelError, match="does not always end in the same way"):
+        module(torch.zeros(3, 3, 16, 16))
 
 
 @pytest.mark.parametrize(

@@ -330,8 +330,8 @@ def traced(net):
 
 REFUSED = {
     "traced": (lambda: traced(random_net()), "scripted or traced"),
-    "softmax": (lambda: nn.Sequential(*random_net(), nn.Softmax(1)), "softmax"),
-    "sigmoid": (lambda: nn.Sequential(*random_net(), nn.Sigmoid()), "sigmoid"),
+    "softmax": (lambda: nn.Sequential(*random_net(), nn.Softmax(0)), "softmax"),
+    "sigmoid": (lambda: nn.Sequential(*random_net(), nn.Sigmoid(), nn.Threshold(0, 0)), "sigmoid"),
     "features": (lambda: random_net()[:4], "logits"),
 }
 
@@ -341,6 +341,38 @@ def test_models_that_cannot_be_explained(why):
     make, message = REFUSED[why]
     with pytest.raises(ModelError, match=message):
         explain_patches(make(), X, "0", 0)
+
+
+class Squashed(nn.Module):
+    """A network that ends in a function, not in a module; its attention squashes too."""
+
+    def __init__(self, squash):
+        super().__init__()
+        self.net, self.squash = random_net(), squash
+
+    def forward(self, x):
+        return self.squash(self.net(x * x.mean((2, 3), keepdim=True).softmax(1)))
+
+
+@pytest.mark.parametrize("attribution", ATTRIBUTIONS)
+@pytest.mark.parametrize(
+    "squash",
+    [nn.Softmax(1), nn.Sigmoid(), lambda y: nn.functional.log_softmax(y, 1), torch.sigmoid],
+    ids=["Softmax", "Sigmoid", "log_softmax", "sigmoid"],
+)
+def test_logits_in_front_of_a_softmax_or_sigmoid_are_explained(attribution, squash):
+    net, plain = Squashed(squash).eval(), Squashed(nn.Identity()).eval()
+    plain.load_state_dict(net.state_dict())
+    wanted = explain_patches(plain, X, "net.4", 1, attribution, "none", steps=2)
+    before = state_of(net)
+    assert torch.equal(explain_patches(net, X, net.net[4], 1, attribution, "none", steps=2), wanted)
+    assert_untouched(net, before)
+
+
+def test_an_explainer_says_what_it_leaves_out():
+    assert PatchExplainer(Squashed(torch.sigmoid), X, "net.4").taken_off == "sigmoid"
+    assert PatchExplainer(Squashed(nn.Softmax(1)), X, "net.4").taken_off == "Softmax"
+    assert PatchExplainer(random_net(), X, "4").taken_off is None
 
 
 def test_function_without_a_rule_is_named():

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
-from wsi_saliency.models.heads import without_squashing
+from wsi_saliency.models.heads import SquashWatch, without_squashing
 from wsi_saliency.models.memory import bytes_of_memory, pass_bytes
 from wsi_saliency.models.wording import bytes_in_words
 from wsi_saliency.settings import ALL_TARGETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -25,10 +24,6 @@ if TYPE_CHECKING:
     from wsi_saliency.models.spec import Output as Output
 
 TUMOUR_NAMES = frozenset({"tumour", "tumor", "metastasis", "metastases", "cancer"})
-
-# Functions with weights, and those that turn logits into probabilities, by the name PyTorch gives them.
-_WEIGHTED = frozenset({"linear", "conv2d", "matmul", "__matmul__", "mm", "bmm", "addmm", "einsum"})
-_SQUASHING = frozenset({"sigmoid", "softmax", "log_softmax", "logsigmoid", "special_expit", "hardsigmoid"})
 
 _SMALL_PATCH = 512  # pixels; fits everywhere
 _LARGEST_PATCH = 10**6  # pixels; fits nowhere
@@ -65,7 +60,8 @@ class Classifier:
     named
         Whether the class names are known; where they are not, they are the logits' numbers.
     taken_off
-        Class of the module that was its last and made probabilities; None where there was none.
+        Class of the module, or name of the function, that was its last and made probabilities; None where
+        there was none.
     """
 
     module: nn.Module
@@ -209,8 +205,8 @@ def probabilities(logits: Tensor, output: Output) -> Tensor:
 def checked(classifier: Classifier) -> Classifier:
     """Try the classifier on two blank (white) patches and return it if it gives one finite logit per class.
 
-    Attributions explain the logit, never the probability. So a softmax or sigmoid that is the last module is
-    taken off, of a copy of the network, and a note says so.
+    Attributions explain the logit, never the probability. So a softmax or sigmoid that is the last module, or
+    the last function called, is taken off, of a copy of the network, and a note says so.
 
     Raises
     ------
@@ -300,32 +296,6 @@ def _check_memory(classifier: Classifier) -> None:
             f"{classifier.uri}: to explain a patch of {patch} px would take about {bytes_in_words(needed)}, "
             f"and this machine has {bytes_in_words(memory)}; choose --patch {fits} or smaller"
         )
-
-
-class SquashWatch(TorchFunctionMode):
-    """Sees whether a forward pass squashes its result after the last function that has weights.
-
-    Looking at the functions is exact; looking at values is not, for a single logit may well lie in [0, 1].
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.squashed_by: str | None = None
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        name = getattr(func, "__name__", "")
-        name = name if name.startswith("__") else name.rstrip("_")  # in place: sigmoid_
-        if name in _WEIGHTED:
-            self.squashed_by = None
-        elif name in _SQUASHING:
-            self.squashed_by = name
-        return func(*args, **(kwargs or {}))
 
 
 def _shortened(names: Sequence[str], shown: int = 4) -> str:

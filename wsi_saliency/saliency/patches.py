@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.mapspec import MapSpec
-from wsi_saliency.models.classifier import SquashWatch, standard_logits
+from wsi_saliency.models.classifier import standard_logits
+from wsi_saliency.models.heads import SquashWatch, without_squashing
 from wsi_saliency.saliency.cancellation import cancels, refusal
 from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.layers import find_layer
@@ -34,7 +35,8 @@ class PatchExplainer:
     ----------
     model
         Any network of eager PyTorch modules that gives logits (N, K), (N,), (N, 1) or (N, K, 1, 1). It is run
-        in eval mode, on the device where it is, and is bit for bit the same afterwards.
+        in eval mode, on the device where it is, and is bit for bit the same afterwards. A softmax or sigmoid
+        that is the last it does is left out: the logit is explained. `taken_off` names it.
     images
         (N, 3, H, W) floats of the kind that will come, normalised as the classifier wants them.
     layer
@@ -86,10 +88,10 @@ class PatchExplainer:
         self._device = next((p.device for p in model.parameters()), images.device)
         sample = images[:1].to(self._device)
         with eval_mode(model):
-            trial = _tried(model, sample)
+            explained, trial, self.taken_off = _tried(model, sample)
             self._classes = standard_logits(trial.output).shape[1]
             name = find_layer(model, layer, sample)
-            module, stand_in = working_copy(model, sample, {name}, method, surrogate, trial)
+            module, stand_in = working_copy(explained, sample, {name}, method, surrogate, trial)
         self._spec = MapSpec(name, method, attribution)
         self._network = Network(
             module,
@@ -217,21 +219,39 @@ def check_images(images: Tensor) -> None:
         )
 
 
-def _tried(model: nn.Module, sample: Tensor) -> Trial:
-    """Run the model once; refuse what cannot be explained."""
+def _tried(model: nn.Module, sample: Tensor) -> tuple[nn.Module, Trial, str | None]:
+    """Run the model once; refuse what cannot be explained.
+
+    Returns
+    -------
+    tuple
+        The model, or a copy without the softmax or sigmoid at its end; what it gives; what was left out.
+    """
     if isinstance(model, torch.jit.ScriptModule):
         raise ModelError(
             "the model is scripted or traced, and hooks do not work in such a module; "
             "build it as a plain torch.nn.Module and load its state dict"
         )
-    with SquashWatch() as watch:
-        trial = try_out(model, sample)
-    if watch.squashed_by is not None:
+    trial, squashed_by = _watched(model, sample)
+    taken_off = None
+    if squashed_by is not None:
+        with torch.no_grad():
+            shortened = without_squashing(model, sample)
+        if shortened is not None:
+            model, taken_off = shortened.module, shortened.taken_off
+            trial, squashed_by = _watched(model, sample)
+    if squashed_by is not None:
         raise ModelError(
-            f"the model ends in a {watch.squashed_by}; attributions explain logits: pass the model without "
+            f"the model ends in a {squashed_by}; attributions explain logits: pass the model without "
             "that last step"
         )
-    return trial
+    return model, trial, taken_off
+
+
+def _watched(model: nn.Module, sample: Tensor) -> tuple[Trial, str | None]:
+    """Run the model once; return what it gives, and by what its logits were squashed."""
+    with SquashWatch() as watch:
+        return try_out(model, sample), watch.squashed_by
 
 
 def targets_for(images: Tensor, target: int | Tensor | None, classes: int) -> Tensor:
