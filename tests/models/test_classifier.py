@@ -278,3 +278,21 @@ def test_the_dry_run_is_a_white_patch() -> None:
     checked(replace(classifier("a", module=module), mean=(0.2, 0.5, 0.8), std=(0.4, 0.5, 0.1)))
     assert seen[0].shape == (2, 3, 16, 16)
     torch.testing.assert_close(seen[0][0, :, 0, 0], torch.tensor([2.0, 1.0, 2.0]))
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("tumour", "normal"), ("tumour", "normal")),
+        (("a\ud800", "b\x00\n"), ("a\ufffd", "b\ufffd\ufffd")),
+        (("other", "tumour", "other"), ("other (0)", "tumour", "other (2)")),
+        (("\ud800", "\udfff"), ("\ufffd (0)", "\ufffd (1)")),
+    ],
+)
+def test_class_names_are_such_as_files_can_hold_and_each_is_another(
+    names: tuple[str, ...], expected: tuple[str, ...]
+) -> None:
+    made = classifier(*names)
+    assert made.class_names == expected
+    assert replace(made, patch=32).class_names == expected
+    "".join(made.class_names).encode()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import Counter
 from dataclasses import replace
@@ -15,6 +16,8 @@ from tests.helpers.pages import HOSTILE, WIDTHS, Structure, browsed, measured, w
 from wsi_saliency.evaluation.rivals import compare
 from wsi_saliency.report.outputs import write_report
 from wsi_saliency.report.page import page as evaluation_page
+from wsi_saliency.report.parts import Cell
+from wsi_saliency.report.rendering import TEMPLATES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -209,3 +212,24 @@ def test_an_evaluation_without_extras_has_no_empty_sections(tmp_path: Path) -> N
     assert present(">All scores<")
     assert not present(">Phase stability<")  # a column
     assert present(">Insertion − deletion<")
+
+
+INFINITE = """<!DOCTYPE html><body><table><thead>
+<tr><th data-column="0" class="number"><button>n</button></th></tr></thead>
+<tbody>ROWS</tbody></table><script>SCRIPT</script><script>
+const values = () => [...document.querySelectorAll("td")].map((cell) => cell.dataset.value);
+const press = () => { document.querySelector("button").click(); return values(); };
+const outcome = document.body.appendChild(document.createElement("pre"));
+outcome.id = "outcome";
+outcome.textContent = JSON.stringify({ up: press(), down: press() });
+</script>"""
+
+
+def test_infinite_values_are_sorted_and_unknown_ones_stay_last(tmp_path: Path) -> None:
+    values = [2.0, math.inf, math.nan, -math.inf, 10.0, math.inf, -3.0]
+    rows = "".join(f'<tr><td data-value="{Cell("", value).sort_key}"></td></tr>' for value in values)
+    script = TEMPLATES.get_template("page.js").render()
+    found = browsed(INFINITE.replace("ROWS", rows).replace("SCRIPT", script), tmp_path)
+    finite = ["-3.0", "2.0", "10.0"]
+    assert found["up"] == ["-Infinity", *finite, "Infinity", "Infinity", ""]
+    assert found["down"] == ["Infinity", "Infinity", *finite[::-1], "-Infinity", ""]

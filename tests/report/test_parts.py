@@ -32,6 +32,8 @@ TWO = [Column("a"), Column("b", numeric=True)]
         (1 / 3, "0.3333333333333333"),
         (np.float64(1 / 3), "0.3333333333333333"),
         (-0.5, "-0.5"),
+        (math.inf, "Infinity"),
+        (np.float64("-inf"), "-Infinity"),
         ("a", "a"),
         ("", ""),
     ],

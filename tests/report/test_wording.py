@@ -12,7 +12,8 @@ from wsi_saliency.report.wording import decimals, interval, listing, number, sta
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "digits"), [(0, 0, 3), (-1, 1, 3), (0.1, 0.15, 3), (0, 0.004, 4), (0, 3e-9, 6)]
+    ("low", "high", "digits"),
+    [(0, 0, 3), (-1, 1, 3), (0.1, 0.15, 3), (0, 0.004, 4), (0, 3e-9, 6), (0, math.inf, 3)],
 )
 def test_digits_follow_the_interval(low: float, high: float, digits: int) -> None:
     assert decimals(replace(summary(np.zeros(3)), low=low, high=high)) == digits
@@ -23,6 +24,7 @@ def test_numbers_are_written_plainly() -> None:
     assert number(0.0123, signed=True) == "+0.012"
     assert number(-0.0001, signed=True) == "0.000"
     assert number(math.nan) == "–"
+    assert [number(math.inf), number(-math.inf), number(math.inf, signed=True)] == ["∞", "−∞", "+∞"]
     assert interval(replace(summary(np.zeros(3)), low=-0.02, high=0.0)) == "[−0.020, 0.000]"
     assert [listing(names) for names in (["a"], ["a", "b"], ["a", "b", "c"])] == [
         "a",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.messages import one_line
+from wsi_saliency.messages import one_line, storable
 from wsi_saliency.models.heads import SquashWatch, without_squashing
 from wsi_saliency.models.memory import bytes_of_memory, pass_bytes
 from wsi_saliency.models.wording import bytes_in_words
@@ -77,6 +78,13 @@ class Classifier:
     notes: tuple[str, ...] = ()
     named: bool = True
     taken_off: str | None = None
+
+    def __post_init__(self) -> None:
+        """Make class names such as files can hold, each another: tables have a column for each class."""
+        names = tuple(map(storable, self.class_names))
+        count = Counter(names)
+        distinct = tuple(f"{name} ({i})" if count[name] > 1 else name for i, name in enumerate(names))
+        object.__setattr__(self, "class_names", distinct)
 
     def normalised(self, patches: NDArray[np.uint8], device: torch.device) -> Tensor:
         """Turn patches (N, P, P, 3), RGB bytes, into what the module takes.

@@ -122,6 +122,8 @@ class Cell:
         """The value as the page's script reads it, with all digits."""
         if self.value is None or (isinstance(self.value, float) and math.isnan(self.value)):
             return ""
+        if isinstance(self.value, float) and math.isinf(self.value):
+            return "Infinity" if self.value > 0 else "-Infinity"
         return str(self.value)
 
 

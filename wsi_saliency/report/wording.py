@@ -33,14 +33,16 @@ RIVAL_NAME: dict[Rival, str] = {
 def decimals(found: Summary) -> int:
     """Decimals that show the interval's width with two digits; from 3 to 6, and 3 where it has none."""
     width = found.high - found.low
-    return min(6, max(3, 1 - math.floor(math.log10(width)))) if width > 1e-9 else 3
+    return min(6, max(3, 1 - math.floor(math.log10(width)))) if 1e-9 < width < math.inf else 3
 
 
 def number(value: float, digits: int = 3, *, signed: bool = False) -> str:
     """Write a number with a true minus sign; a dash for NaN."""
     if math.isnan(value):
         return "–"
-    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    text = f"{value:{'+' if signed else ''}.{digits}f}".replace("inf", "∞")
+    if math.isinf(value):
+        return text.replace("-", "−")
     return f"{0:.{digits}f}" if float(text) == 0 else text.replace("-", "−")
 
 

@@ -3,8 +3,8 @@
 // A cell sorts by its data-value: a number in columns of numbers, else text. Empty cells stay at the end.
 function compare(a, b, numeric) {
   if (a === "" || b === "") return (a === "") - (b === "");
-  if (numeric) return Number(a) - Number(b);
-  return a < b ? -1 : Number(a > b);
+  const [x, y] = numeric ? [Number(a), Number(b)] : [a, b];
+  return x < y ? -1 : Number(x > y); // a difference of two infinite numbers is none
 }
 
 function sortBy(header) {
