@@ -186,7 +186,9 @@ def test_against_captum(name):
         assert (ours("deeplift") - lift).abs().max() <= 1e-4 * lift.abs().max()
 
 
-@pytest.mark.parametrize("name", [*NETWORKS, "torchvision resnet18", "nf_resnet26", "ghostnet_050"])
+@pytest.mark.parametrize(
+    "name", large_are_slow([*NETWORKS, "torchvision resnet18", "nf_resnet26", "ghostnet_050"])
+)
 @pytest.mark.parametrize("baseline", [None, pytest.param("random", marks=pytest.mark.slow)])
 def test_deeplift_sums_to_the_difference_of_logits(name, baseline):
     """With reused ReLU, max and average pooling, SiLU, GELU, Hardswish, squeeze-and-excite, layer norm."""
