@@ -119,7 +119,11 @@ def test_every_name_is_known(family: Family) -> None:
 @pytest.mark.parametrize(("library", "name"), NAMES)
 def test_each_is_found_in_its_family_without_memory(library: str, name: str) -> None:
     """The first and the last of each family."""
-    found = fitting(weights_of(small_state(library, name)))
+    try:
+        state = small_state(library, name)
+    except NotImplementedError:
+        pytest.skip("this version of torch cannot build it without memory")
+    found = fitting(weights_of(state))
     assert (library, name) in [(blueprint.library, blueprint.name) for blueprint in found]
 
 

@@ -185,4 +185,4 @@ def test_maps_depend_less_on_the_phase():
         back = moved_back(there[:, None], (-4, -4), 8)[:, 0]
         pair = torch.stack([m[:, 1:-1, 1:-1].flatten() for m in (here, back)])
         alike[method] = float(torch.corrcoef(pair)[0, 1])
-    assert alike["none"] < 0.3 < 0.6 < alike[METHOD]
+    assert alike["none"] < 0.4 < 0.6 < alike[METHOD]

@@ -90,7 +90,7 @@ def width_at(scale: float, region_um: float, dpi: int, *, beside: bool) -> float
     """
     pixels = max(1, round(region_um / scale))
     panel = pixels / dpi / _MM
-    width = (2 * panel + _GAP if beside else panel) + _HAIR
+    width = 2 * panel + _GAP if beside else panel
     if not _WIDTHS[0] <= width <= _WIDTHS[1] or pixels > _MOST_PIXELS:
         raise SettingsError(
             f"scale (--scale) is {scale:g} µm per pixel; the region's {region_um:.4g} µm would be {pixels} "
@@ -149,7 +149,7 @@ def draw(
     width, height = view.panel_mm
     total = height + _BELOW
     with rc_context({"font.size": _FONT, "svg.fonttype": "none", "pdf.fonttype": 42}):
-        figure = Figure(figsize=(view.width_mm * _MM, total * _MM), facecolor="white")
+        figure = Figure(figsize=((view.width_mm + _HAIR) * _MM, total * _MM), facecolor="white")
         behind = np.asarray(pale(Image.fromarray(tissue)))
         pictures = [tissue, behind] if view.beside else [behind]
         for i, picture in enumerate(pictures):
