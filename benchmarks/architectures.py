@@ -4,7 +4,7 @@ Builds each architecture of timm with random weights, describes it as check-mode
 of coloured squares at the default layer of each attribution, by every method. A map counts if it is finite
 and not the same everywhere.
 
-    python benchmarks/architectures.py                      # all, some minutes on one core
+    python benchmarks/architectures.py                      # all, a quarter of an hour on one core
     python benchmarks/architectures.py resnet18 convnext_atto
 """
 
@@ -60,14 +60,14 @@ ARCHITECTURES = {
     "poolformer_s12": 64,
     "mobilevit_xxs": 64,
     "vit_tiny_patch16_224": 64,
-    "deit_tiny_patch16_224": 64,
     "swin_tiny_patch4_window7_224": 64,
     "swinv2_tiny_window8_256": 64,
+    "maxvit_rmlp_pico_rw_256": 64,
 }
 """Names in timm, the smallest of each kind, and a side in pixels that makes them quick."""
 
 CLASSES = ("normal", "tumour")
-_SIZED = ("vit_", "deit_", "swin")  # which have to be told the side of a patch
+_SIZED = ("vit_", "swin", "maxvit")  # which have to be told the side of a patch
 _NOTHING = "nothing strided"
 _REASONS = {
     "rounding noise": "rounding noise",
