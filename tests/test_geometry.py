@@ -2,12 +2,23 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from wsi_saliency.errors import SettingsError
-from wsi_saliency.geometry import Canvas, Mpp, Placement, Size, Tile, TileGrid, positions, stride_for
+from wsi_saliency.geometry import (
+    Canvas,
+    Mpp,
+    Placement,
+    Size,
+    Tile,
+    TileGrid,
+    TileSelection,
+    positions,
+    stride_for,
+)
 
 reductions = st.sampled_from([1, 2, 4, 8, 16, 32])
 lengths = st.integers(1, 20_000)
@@ -121,3 +132,20 @@ def test_placement_of_a_symmetric_layer():
     assert place == Placement(-7.0, -7.0, 16.0, 16.0)
     assert place.centre(3, 0) == (2 * (3 * 8 + 0.5), 1.0)
     assert place.at_level(2) == Placement(-7.0, -7.0, 64.0, 64.0)
+
+
+def test_a_selection_is_its_tiles_and_little_else():
+    grid = TileGrid(Canvas(900, 700, 1.3, 0.7), 224, 112, 16)
+    numbers = np.array([3, 0, 17, 17, len(grid) - 1])
+    some = TileSelection(grid, numbers)
+    assert list(some) == [grid[i] for i in numbers]
+    assert (some[-1], list(some[1:4])) == (grid[len(grid) - 1], [grid[0], grid[17], grid[17]])
+    assert len(some[:0]) == 0
+
+
+@given(st.floats(0.1, 7), st.floats(0.1, 7), st.integers(1, 3000), st.integers(1, 3000))
+def test_boxes_of_all_tiles_are_those_of_each(scale_x, scale_y, w, h):
+    grid = TileGrid(Canvas(w, h, scale_x, scale_y), 224, 112, 16)
+    x, y, box_w, box_h = grid.level0_boxes()
+    boxes = [(left, top, box_w, box_h) for top in y[:, 0].tolist() for left in x[0].tolist()]
+    assert boxes == [grid.level0_box(tile) for tile in grid]

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
+import numpy as np
+
 from wsi_saliency.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -177,6 +179,13 @@ class TileGrid(Sequence[Tile]):
         region = self.canvas.region(tile.canvas_x, tile.canvas_y, self.patch, self.patch)
         return round(region.x), round(region.y), round(region.w), round(region.h)
 
+    def level0_boxes(self) -> tuple[NDArray[np.int64], NDArray[np.int64], int, int]:
+        """Return what `level0_box` says of all tiles: x of each column (1, C), y of each row (R, 1), w, h."""
+        canvas = self.canvas
+        x = np.rint(np.array([self.canvas_xs], float) * canvas.scale_x).astype(np.int64)
+        y = np.rint(np.array([self.canvas_ys], float).T * canvas.scale_y).astype(np.int64)
+        return x, y, round(self.patch * canvas.scale_x), round(self.patch * canvas.scale_y)
+
     def cell_origin(self, tile: Tile, reduction: int) -> tuple[int, int]:
         """Column and row of the tile's first cell, in slide cells of ``reduction`` canvas pixels."""
         return tile.canvas_x // reduction, tile.canvas_y // reduction
@@ -184,6 +193,34 @@ class TileGrid(Sequence[Tile]):
     def cell_size(self, reduction: int, cell_w: int, cell_h: int) -> Size:
         """Cells of the whole slide when each tile's map is ``cell_w`` × ``cell_h`` cells."""
         return Size(self.canvas_xs[-1] // reduction + cell_w, self.canvas_ys[-1] // reduction + cell_h)
+
+
+@dataclass(frozen=True, eq=False)
+class TileSelection(Sequence[Tile]):
+    """Some tiles of a grid; of each only its number is held, so that a million of them take 8 MB.
+
+    Parameters
+    ----------
+    grid
+        The grid.
+    numbers
+        (n,) int: which tiles of it.
+    """
+
+    grid: TileGrid
+    numbers: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    @overload
+    def __getitem__(self, index: int) -> Tile: ...
+    @overload
+    def __getitem__(self, index: slice) -> TileSelection: ...
+    def __getitem__(self, index: int | slice) -> Tile | TileSelection:
+        if isinstance(index, slice):
+            return TileSelection(self.grid, self.numbers[index])
+        return self.grid[int(self.numbers[index])]
 
 
 def stride_for(patch: int, overlap: float, reduction: int, total_stride: int = 1) -> int:

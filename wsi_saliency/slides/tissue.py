@@ -85,10 +85,13 @@ class TissueMask:
     pixel_h: float
 
     @cached_property
-    def _integral(self) -> NDArray[np.float64]:
+    def _integral(self) -> NDArray[np.int64]:
         """(h+1, w+1): tissue pixels above and to the left of each corner."""
-        padded = np.pad(self.mask.astype(np.float64), ((1, 0), (1, 0)))
-        return np.asarray(padded.cumsum(0).cumsum(1))
+        h, w = self.mask.shape
+        sums = np.zeros((h + 1, w + 1), np.int32 if h * w < 2**31 else np.int64)
+        np.cumsum(self.mask, 0, out=sums[1:, 1:])
+        np.cumsum(sums, 1, out=sums)
+        return sums
 
     def fractions(self, x: ArrayLike, y: ArrayLike, w: ArrayLike, h: ArrayLike) -> NDArray[np.float64]:
         """Share of each box that is tissue, exact at fractional edges.

@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from wsi_saliency.geometry import Canvas
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
     from wsi_saliency.geometry import TileGrid
@@ -52,5 +51,4 @@ def canvas_for(slide: Slide, mpp: float) -> Canvas:
 
 def tissue_shares(grid: TileGrid, tissue: TissueMask) -> NDArray[np.float64]:
     """Share of tissue in each patch of the grid, in its order."""
-    boxes = np.array([grid.level0_box(tile) for tile in grid])
-    return tissue.fractions(*boxes.T)
+    return tissue.fractions(*grid.level0_boxes()).ravel()

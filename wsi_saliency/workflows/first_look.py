@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from wsi_saliency.heatmap.overview import thumbnail_size
 from wsi_saliency.slides.tissue import TissueMask, mask_of, mask_size
 from wsi_saliency.slides.whole import read_whole
+from wsi_saliency.workflows.memory import give_back
 
 if TYPE_CHECKING:
     import numpy as np
@@ -43,4 +44,6 @@ def look_at(slide: Slide, threads: int, watch: Watch | None = None) -> FirstLook
     """
     sizes = [mask_size(slide), thumbnail_size(slide.size)]
     picture, thumbnail = read_whole(slide, sizes, threads, watch)
-    return FirstLook(mask_of(slide, picture), thumbnail)
+    seen = FirstLook(mask_of(slide, picture), thumbnail)
+    give_back()
+    return seen

@@ -8,17 +8,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from wsi_saliency.geometry import Placement, Size, Tile, TileGrid
+from wsi_saliency.geometry import Placement, Size, TileGrid, TileSelection
 from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.workflows.canvas import canvas_for, tissue_shares, wanted_mpp
 from wsi_saliency.workflows.first_look import look_at
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from wsi_saliency.geometry import Tile
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from wsi_saliency.slides.tissue import TissueMask
     from wsi_saliency.workflows.first_look import FirstLook
 
+_CELLS = 2**16  # that are looked at together: each takes hundreds of bytes meanwhile
 NEAR_TISSUE_UM = 20.0  # beyond it, a map holds only what the zero padding at a patch's border has made
 
 
@@ -42,8 +44,8 @@ class Plan:
     maps: tuple[MapSpec, ...]
     grid: TileGrid
     seen: FirstLook
-    tiles: list[Tile]
-    tissue_shares: list[float]
+    tiles: Sequence[Tile]
+    tissue_shares: NDArray[np.float64]
     drifts: Mapping[MapSpec, tuple[float, float]] = field(default_factory=dict)
 
     @property
@@ -65,9 +67,13 @@ class Plan:
     def near_tissue(self, spec: MapSpec, cell_y: int, rows: int) -> NDArray[np.bool_]:
         """Tell which cells of some rows of a map, (rows, W), are at most 20 µm from tissue."""
         place, mpp, width = self.placement(spec), self.slide.mpp, self.cells(spec).w
-        x, y = place.centre(np.arange(width), np.arange(cell_y, cell_y + rows)[:, None])
         w, h = NEAR_TISSUE_UM / mpp.x, NEAR_TISSUE_UM / mpp.y
-        return self.tissue.fractions(x - w, y - h, 2 * w, 2 * h) > 0
+        near, step = np.empty((rows, width), bool), max(1, _CELLS // width)
+        for top in range(0, rows, step):
+            some = np.arange(cell_y + top, cell_y + min(top + step, rows))
+            x, y = place.centre(np.arange(width), some[:, None])
+            near[top : top + step] = self.tissue.fractions(x - w, y - h, 2 * w, 2 * h) > 0
+        return near
 
     def cells(self, spec: MapSpec) -> Size:
         """Size of a map in cells."""
@@ -103,15 +109,15 @@ def plan_slide(
     )
     seen = seen or look_at(slide, settings.workers)
     shares = tissue_shares(grid, seen.tissue)
-    wanted = np.flatnonzero(shares >= settings.tissue_threshold).tolist()
+    wanted = np.flatnonzero(shares >= settings.tissue_threshold)
     return Plan(
         slide,
         explainer,
         tuple(spec for spec in explainer.maps if spec not in there),
         grid,
         seen,
-        [grid[i] for i in wanted],
-        [float(shares[i]) for i in wanted],
+        TileSelection(grid, wanted),
+        shares[wanted],
     )
 
 

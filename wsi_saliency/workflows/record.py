@@ -155,14 +155,15 @@ def what_is_asked(plan: Plan, settings: RunSettings, before: Result | None) -> d
     explainer, path = plan.explainer, plan.slide.path.stat()
     model = _model_facts(plan, None)
     del model["batch"]
-    tiles = np.array([(tile.column, tile.row) for tile in plan.tiles], np.int64)
+    places = ((tile.column, tile.row) for tile in plan.tiles)
+    tiles = np.fromiter(places, np.dtype((np.int64, 2)), len(plan.tiles))
     facts = {
         "settings": {k: v for k, v in settings.to_json().items() if k not in _OF_NO_VALUE},
         "slide file": [*_slide_facts(plan).items(), path.st_mtime_ns],
         "model": model | {"device": explainer.device.type},
         "maps": [spec.name for spec in plan.maps],
         "targets": list(explainer.targets),
-        "patches": [grid_facts(plan), _digest(tiles.tobytes()), _digest(repr(plan.tissue_shares).encode())],
+        "patches": [grid_facts(plan), _digest(tiles.tobytes()), _digest(plan.tissue_shares.tobytes())],
         "maps that are there": before and _digest(json.dumps(before.record).encode()),
         "versions": _versions(),
     }

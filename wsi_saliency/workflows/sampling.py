@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Tile, TileGrid
-from wsi_saliency.slides.blocks import BLOCK, PatchReader
+from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
@@ -41,6 +41,7 @@ FEW = 0.1  # share of the wanted patches of one side below which there is no bal
 MEMORY = 4 * 2**30  # bytes of patches; while a balanced set is being sampled, twice that
 SCORED, SCORED_MEMORY = 64, 16 * 2**30  # bytes a pixel of patches that are scored: as floats, five times
 PLACES = 50_000  # tissue pixels to choose from; more would only cost memory
+_BAND = 512  # canvas pixels; patches are read in bands of rows so high, each from left to right
 
 
 class Sample(NamedTuple):
@@ -84,8 +85,8 @@ class Area:
         corners = np.stack([self.canvas_x[chosen], self.canvas_y[chosen]], axis=1)
         corners += rng.uniform(-0.5, 0.5, corners.shape) * np.array(self.canvas_step)
         corners = np.clip(np.rint(corners), self.canvas_low, self.canvas_high).astype(int)
-        by_blocks = np.lexsort((corners[:, 0], corners[:, 1] // BLOCK))
-        return [Tile(0, 0, x, y) for x, y in corners[by_blocks].tolist()]
+        by_bands = np.lexsort((corners[:, 0], corners[:, 1] // _BAND))
+        return [Tile(0, 0, x, y) for x, y in corners[by_bands].tolist()]
 
 
 def areas(
