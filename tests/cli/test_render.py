@@ -123,8 +123,8 @@ def test_a_scale_leaves_the_region_what_it_is(call, result):
     call("render", result, "-o", "part.png", "--scale", "0.5", "--dpi", "96", "--region", "100,60,200,150")
     whole, part = pixels("whole.png"), pixels("part.png")
     assert part.shape[1] == 200
-    shared = np.abs(whole[70:130, 110:290] - part[10:70, 10:190])
-    assert np.median(shared) <= 2
+    moved = [np.abs(whole[70 + y : 130 + y, 110:290] - part[10:70, 10:190]) for y in (-1, 0, 1)]
+    assert min(map(np.median, moved)) <= 2  # heights are no whole pixels, the figure's are
 
 
 @pytest.mark.parametrize(
