@@ -295,6 +295,15 @@ def test_a_slide_may_leave_out_where_it_lies(tmp_path: Path) -> None:
     assert not dataset.PatientID
 
 
+@pytest.mark.parametrize(("said", "expected"), [({}, ""), ({"Laterality": "L"}, "L")])
+def test_without_a_specimen_the_side_of_the_body_is_named_if_only_as_unknown(
+    tmp_path: Path, said: dict[str, str], expected: str
+) -> None:
+    """An element of type 2C, whose condition nobody can check of a slide that does not say what is on it."""
+    (dataset,) = written(of_slide(tmp_path / "out", slides.write_slide(tmp_path / "slide", **said)))
+    assert dataset.Laterality == expected
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -167,6 +167,8 @@ def _parametric_map(result: Result, slide: DicomSlide, channel: _Channel) -> Any
         )
     except UNUSABLE as error:
         raise OutputError(f"{channel.file}: cannot be made for this slide ({one_line(error)})") from error
+    if not made.get("SpecimenDescriptionSequence"):  # which would say what part of the body it is of
+        made.Laterality = slide.facts.get("Laterality", "")
     tiff = result.folder / result.files(channel.found.spec).ome_tiff
     _settle(made, datetime.fromtimestamp(tiff.stat().st_mtime), bool(slide.instances))
     return made
