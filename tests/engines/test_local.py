@@ -15,12 +15,14 @@ import pytest
 import torch
 
 from tests.helpers.paths import ROOT
-from tests.helpers.workers import dying, jobs_for, notes, staged, unable
+from tests.helpers.slides import section, write_svs
+from tests.helpers.workers import dying, jobs_for, measured, notes, staged, unable, watchful
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.engines.messages import Order
 from wsi_saliency.engines.worker import TIDYING, slide_work
 from wsi_saliency.errors import ModelError
 from wsi_saliency.settings import RunSettings
+from wsi_saliency.workflows.jobs import Job
 
 SETTINGS = RunSettings(device="cpu")
 
@@ -193,6 +195,7 @@ from wsi_saliency.engines import place
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.interruption import interruptible
 from wsi_saliency.settings import RunSettings
+from wsi_saliency.workflows.jobs import Job
 if sys.argv[2] == "endless":
     place.TIDYING = 600.0
 try:
@@ -280,3 +283,78 @@ def test_workers_end_when_their_parent_is_killed(hanging, name):
     program, worker = hanging(name)
     program.kill()
     assert gone(worker)
+
+
+# ---------------------------------------------------------------------------------------- looking ahead
+
+
+def test_the_next_slide_is_looked_at_while_one_is_at_work(ran, tmp_path):
+    assert ran("a", "b", "c", work=watchful) == [f"{name}.svs: done" for name in "abc"]
+    said = [line.split()[:2] for line in notes(tmp_path / "new")]
+    steps = [" ".join(words) if words[0].startswith("look") else words[0] for words in said]
+    assert steps.index("looks b") < steps.index("a")
+    assert steps.index("looks c") < steps.index("b")
+    assert "looks a" not in steps
+
+
+def test_a_slide_that_kills_while_it_is_looked_at_costs_no_other(ran, tmp_path):
+    said = ran("a", "killed", "b", work=watchful)
+    assert said[0] == "a.svs: done"
+    assert said[1].startswith("killed.svs: the process died (signal 9")
+    assert said[2] == "b.svs: done"
+    lines = notes(tmp_path / "new")
+    assert sum(line == "looks killed" for line in lines) == 1  # not a second time
+
+
+def test_a_slide_that_hangs_has_all_its_time_although_it_was_looked_at(ran):
+    said = ran("a", "hangs", "b", work=watchful, timeout=3.0)
+    assert said == ["a.svs: done", "hangs.svs: stopped after 3 s (--slide-timeout)", "b.svs: done"]
+
+
+def test_several_places_share_the_slides_that_they_look_at(ran, tmp_path):
+    names = [f"s{i}" for i in range(9)]
+    said = ran(*names, work=watchful, settings=RunSettings(device="cpu,cpu"))
+    assert sorted(said) == [f"{name}.svs: done" for name in names]
+    looked = [line for line in notes(tmp_path / "new") if line.startswith("looks")]
+    assert len(looked) == len(set(looked))  # no slide in two places
+
+
+# ------------------------------------------------------------------------------------ over many slides
+
+
+def figures(tmp_path, monkeypatch, n):
+    """Threads, handles and memory of a worker process after each of some small slides."""
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    slides = [
+        write_svs(tmp_path / f"s{i}.svs", [section(400, 300, (0, 0, 300, 300), seed=i)], quality=80)
+        for i in range(n)
+    ]
+    settings = RunSettings(model="demo", device="cpu")
+    jobs = [Job(path, Path(path.stem)) for path in slides]
+    with LocalEngine(tmp_path / "new" / "out", make_work=measured) as engine:
+        outcomes = list(engine.run(jobs, settings))
+    assert all(outcome.failure is None for outcome in outcomes)
+    return [tuple(map(int, line.split())) for line in notes(tmp_path / "new")]
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc")
+WARM = 4  # slides after which everything has been loaded
+AT_ONCE = 12  # threads and handles of a slide that is just looked at, which may be there or not
+
+
+@linux
+def test_threads_and_handles_stay_the_same(tmp_path, monkeypatch):
+    threads, handles, _ = zip(*figures(tmp_path, monkeypatch, 15), strict=True)
+    for counts in (threads, handles):
+        assert max(counts[WARM:]) <= min(counts[WARM:]) + AT_ONCE
+        assert min(counts[-WARM:]) <= min(counts[WARM:-WARM])
+
+
+@linux
+@pytest.mark.slow
+def test_memory_stays_the_same_over_two_hundred_slides(tmp_path, monkeypatch):
+    threads, handles, memory = zip(*figures(tmp_path, monkeypatch, 200), strict=True)
+    for counts in (threads, handles):
+        assert max(counts[WARM:]) <= min(counts[WARM:]) + AT_ONCE
+    early, late = sorted(memory[20:60]), sorted(memory[-40:])
+    assert late[20] <= 1.03 * early[20]  # the medians

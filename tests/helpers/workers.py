@@ -10,6 +10,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -55,6 +56,45 @@ def staged(order, send):
             return Outcome(job, failure=f"{job.slide}: failed", trace=traceback.format_exc())
         return Outcome(job, failure=f"{job.slide}: done")
 
+    return work
+
+
+def watchful(order, send):
+    """Return staged work that also looks ahead: whatever a slide is, it is while it is looked at, too."""
+    work = staged(order, send)
+
+    def look_ahead(job, done):
+        def look():
+            note(order, f"looks {job.slide.stem}")
+            if job.slide.stem == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            note(order, f"looked {job.slide.stem}")
+            done()
+
+        threading.Thread(target=look, daemon=True).start()
+
+    def slow(job):
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            time.sleep(0.01)
+        return work(job)
+
+    slow.look_ahead = look_ahead
+    return slow
+
+
+def measured(order, send):
+    """Return real work that notes, after each slide, the threads, handles and memory (MB) of the process."""
+    real = worker.slide_work(order, send)
+
+    def work(job):
+        outcome = real(job)
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        handles = len(os.listdir("/proc/self/fd"))
+        note(order, f"{status['Threads'].strip()} {handles} {int(status['VmRSS'].split()[0]) // 1024}")
+        return outcome
+
+    work.look_ahead = real.look_ahead
     return work
 
 

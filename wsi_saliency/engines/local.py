@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.engines.bars import NoBars
 from wsi_saliency.engines.console import Console
-from wsi_saliency.engines.messages import Done, Loaded, Order
+from wsi_saliency.engines.messages import Again, Done, Loaded, Order
 from wsi_saliency.engines.place import Place, end_all
 from wsi_saliency.engines.process import log_level
 from wsi_saliency.engines.worker import slide_work
@@ -61,6 +61,7 @@ class LocalEngine:
     make_work: MakeWork = slide_work
     _places: list[Place] = field(default_factory=list, init=False)
     _proven: bool = field(default=False, init=False)  # the classifier could be loaded
+    _alone: set[Job] = field(default_factory=set, init=False)  # done while nothing else is looked at
     _folders: ExitStack = field(default_factory=ExitStack, init=False)  # those still empty at the end go
 
     def __post_init__(self) -> None:
@@ -90,9 +91,28 @@ class LocalEngine:
         while waiting or any(place.job for place in self._places):
             for place in self._places:
                 if waiting and place.job is None:
-                    yield from self._give(place, waiting.popleft(), settings)
+                    yield from self._give(place, self._next_for(place, waiting), settings)
+            self._let_look_ahead(waiting)
             for place in self._talking():
-                yield from self._listen(place)
+                yield from self._listen(place, waiting)
+
+    def _next_for(self, place: Place, waiting: deque[Job]) -> Job:
+        """Take the slide that a place has looked at, or else one that no other place has."""
+        others = {other.ahead for other in self._places if other is not place}
+        free = (job for job in waiting if job not in others)
+        job = place.ahead if place.ahead in waiting else next(free, waiting[0])
+        assert job is not None
+        waiting.remove(job)
+        return job
+
+    def _let_look_ahead(self, waiting: deque[Job]) -> None:
+        """Let each place that is at work look at the slide that comes next."""
+        for place in self._places:
+            if place.job is None or place.job in self._alone or place.ahead in waiting:
+                continue
+            taken = {other.ahead for other in self._places}
+            if job := next((job for job in waiting if job not in taken), None):
+                place.look_ahead(job)
 
     def _add_places(self, device: str) -> None:
         number = len(self._places)
@@ -122,13 +142,17 @@ class LocalEngine:
         ready = wait(list(busy), min(left, default=None))
         yield from (place for pipe, place in busy.items() if pipe in ready or place.seconds_left() == 0)
 
-    def _listen(self, place: Place) -> Iterator[Outcome]:
+    def _listen(self, place: Place, waiting: deque[Job]) -> Iterator[Outcome]:
         """Take what a worker says; yield the outcome of its slide if that is it."""
         message = place.listen(proven=self._proven)
         match message:
             case Done(outcome):
                 self._console.end(place.name)
                 yield outcome
+            case Again(job):
+                self._console.end(place.name)
+                self._alone.add(job)
+                waiting.appendleft(job)
             case Loaded(devices):
                 self._proven = True
                 self._take_all(place, devices)

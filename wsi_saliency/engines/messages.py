@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_saliency.settings import RunSettings
-    from wsi_saliency.workflows.jobs import Outcome
+    from wsi_saliency.workflows.jobs import Job, Outcome
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,32 @@ class Done:
 
 
 @dataclass(frozen=True)
+class Again:
+    """The process died while it also looked at another slide: nobody knows which of the two did it."""
+
+    job: Job
+
+
+@dataclass(frozen=True)
 class Unable:
     """Why no slide can be done."""
 
     error: Exception
 
 
-Message = Started | Loading | Loaded | Begun | Advanced | Logged | Done | Unable
-"""From a worker process to its parent; the other way go jobs."""
+@dataclass(frozen=True)
+class Looked:
+    """The next slide has been looked at, or cannot be."""
+
+    job: Job
+
+
+Message = Started | Loading | Loaded | Begun | Advanced | Logged | Looked | Done | Again | Unable
+"""From a worker process to its parent."""
+
+
+@dataclass(frozen=True)
+class Ahead:
+    """The slide that probably comes next; the other messages to a worker process are the jobs themselves."""
+
+    job: Job

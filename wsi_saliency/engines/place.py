@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wsi_saliency.engines.messages import Done, Loaded, Loading, Started
+from wsi_saliency.engines.messages import Again, Done, Loaded, Loading, Looked, Started
 from wsi_saliency.engines.process import Worker
 from wsi_saliency.engines.worker import TIDYING, slide_work
 from wsi_saliency.errors import ModelError, OutputError
@@ -36,12 +36,16 @@ class Place:
         Where its classifier runs.
     make_work
         Makes, in the worker, what does a slide; it is found by its name there.
+    job, ahead
+        The slide that it is at, and the one that it has been told comes next.
     """
 
     name: str
     device: str
     make_work: MakeWork = slide_work
     job: Job | None = None
+    ahead: Job | None = None
+    _looking: bool = False
     _timeout: float | None = None
     _order: Order | None = None
     _worker: Worker | None = None
@@ -59,11 +63,20 @@ class Place:
         """Give a slide to the worker, and say how many seconds it may take, if not as long as it takes."""
         if self._worker and not self._worker.process.is_alive():  # it died while it had nothing to do
             self._worker.kill()
-            self._worker = None
+            self._forget()
         self._order, self._timeout = order, timeout
         self._worker = self._worker or Worker.start(order, self.make_work)
-        self.job = job
+        self.job, self.ahead = job, None
         self._worker.give(job)
+
+    def look_ahead(self, job: Job) -> None:
+        """Let the worker look at the slide that comes next while it is at another."""
+        self.ahead, self._looking = job, True
+        self._running().hint(job)
+
+    def _forget(self) -> None:
+        """Forget a worker that is no more."""
+        self._worker, self.ahead, self._looking = None, None, False
 
     def seconds_left(self) -> float | None:
         """Return how long the slide may still take; None where there is no end, or it has not begun."""
@@ -93,6 +106,9 @@ class Place:
         message = worker.hear()
         if message is None:
             death, trace = worker.death()
+            if self._looking:
+                self._lost(Outcome(job))
+                return Again(job)
             done = self._lost(Outcome(job, failure=f"{job.slide}: {death}", trace=trace, lost=True))
             if not worker.can_work and not proven:
                 raise ModelError(f"{death} while the classifier was loaded")
@@ -102,12 +118,14 @@ class Place:
                 worker.began()
             case Loading():
                 worker.loads()
+            case Looked(other) if other == self.ahead or self.ahead is None:
+                self._looking = False
             case Done():
                 self.job = None
         return message
 
     def _lost(self, outcome: Outcome) -> Done:
-        self._worker = None
+        self._forget()
         self._clear()
         return Done(outcome)
 
@@ -131,7 +149,7 @@ class Place:
         """End it at once, and clear away what it leaves."""
         if self._worker:
             self._worker.kill()
-            self._worker = None
+            self._forget()
             self._clear()
 
 

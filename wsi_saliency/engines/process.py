@@ -15,6 +15,7 @@ from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from wsi_saliency.engines.messages import Ahead
 from wsi_saliency.engines.worker import ASK_WHERE, LOGGERS, serve
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class Worker:
             self.pipe.send(job)
         if self.can_work:
             self.began()
+
+    def hint(self, job: Job) -> None:
+        """Let it look at the slide that comes next."""
+        with suppress(OSError):
+            self.pipe.send(Ahead(job))
 
     def began(self) -> None:
         """Note that it is at its slide from now on."""

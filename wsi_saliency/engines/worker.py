@@ -19,11 +19,13 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.engines.messages import (
     Advanced,
+    Ahead,
     Begun,
     Done,
     Loaded,
     Loading,
     Logged,
+    Looked,
     Message,
     Order,
     Started,
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
 
     Send = Callable[[Message], None]
     Work = Callable[[Job], Outcome]
+    LookAhead = Callable[[Job, Callable[[], object]], None]
     MakeWork = Callable[[Order, Send], Work]
 
 LOGGERS = ("wsi_saliency", "tifffile")  # whose records are shown, as the parent shows its own
@@ -80,11 +83,13 @@ def serve(pipe: Connection, order: Order, make_work: MakeWork, last_words: Path)
     send = _sender(pipe)
     _forward_logs(send, order.log_level)
     jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+    hints = _Hints(send)
     try:
         with interruptible():
             _unblock_signals()
-            threading.Thread(target=_receive, args=(pipe, jobs), daemon=True).start()
+            threading.Thread(target=_receive, args=(pipe, jobs, hints), daemon=True).start()
             work = make_work(order, send)
+            hints.begin(getattr(work, "look_ahead", None))
             send(Started())
             while (job := jobs.get()) is not None:
                 send(Done(work(job)))
@@ -103,11 +108,41 @@ def _shippable(error: Exception) -> Exception:
     return ModelError(f"the classifier cannot be loaded: unexpected {reason} (run with -v for the traceback)")
 
 
-def _receive(pipe: Connection, jobs: queue.SimpleQueue[Job | None]) -> None:
+class _Hints:
+    """Passes on which slide comes next, as soon as there is somebody to look at it."""
+
+    def __init__(self, send: Send) -> None:
+        self._send, self._lock = send, threading.Lock()
+        self._next: Job | None = None
+        self._look: LookAhead | None = None
+
+    def begin(self, look: LookAhead | None) -> None:
+        """Name what looks at slides; None: nobody does."""
+        with self._lock:
+            self._look = look
+            if self._next:
+                self._pass_on(self._next)
+
+    def add(self, job: Job) -> None:
+        """Say which slide comes next."""
+        with self._lock:
+            self._next = job
+            self._pass_on(job)
+
+    def _pass_on(self, job: Job) -> None:
+        if self._look:
+            self._look(job, lambda: self._send(Looked(job)))
+
+
+def _receive(pipe: Connection, jobs: queue.SimpleQueue[Job | None], hints: _Hints) -> None:
     """Pass jobs on; when the parent has closed the pipe, or is no more, see to it that this process ends."""
     with suppress(EOFError, OSError):
         while True:
-            jobs.put(pipe.recv())
+            match pipe.recv():
+                case Ahead(job):
+                    hints.add(job)
+                case job:
+                    jobs.put(job)
     jobs.put(None)
     os.kill(os.getpid(), signal.SIGTERM)  # to the main thread, which tidies up
     time.sleep(TIDYING)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import BusyError, NoRoomError, WsiSaliencyError
 from wsi_saliency.interruption import reraise_interruption
+from wsi_saliency.workflows.ahead import LookAhead
 from wsi_saliency.workflows.explain import check_job, explain_slide, load_explainer
 from wsi_saliency.workflows.jobs import Outcome
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from wsi_saliency.heatmap.result import Result
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.ahead import Prepared
     from wsi_saliency.workflows.jobs import Job
     from wsi_saliency.workflows.progress import Progress
 
@@ -54,13 +56,36 @@ class SlideWork:
     progress: bool | Progress = False
     load: Callable[[RunSettings], Explainer] | None = None
     _explainer: Explainer | None = field(default=None, init=False)
+    _ahead: dict[Job, LookAhead] = field(default_factory=dict, init=False)
     _targets: tuple[str, ...] = field(default=(), init=False)  # those of the explainer
 
     def __call__(self, job: Job) -> Outcome:
-        """Explain a slide."""
-        how = {"overwrite": self.overwrite, "wait": self.wait}
+        """Explain a slide; one that was looked at ahead is at hand."""
+        ahead = self._ahead.pop(job, None)
+        prepared = ahead.take(job) if ahead else None
+        try:
+            return self._done(job, prepared)
+        finally:
+            if prepared:
+                prepared.slide.close()
+
+    def look_ahead(self, job: Job, done: Callable[[], object]) -> None:
+        """Look at the slide that comes next, while another is explained; ``done`` is called at the end.
+
+        It may be called from another thread.
+        """
+        if job in self._ahead:
+            done()
+            return
+        for stale in list(self._ahead)[:-1]:  # that came in no turn; the last may be the one that is at work
+            if passed := self._ahead.pop(stale, None):
+                passed.drop()
+        self._ahead[job] = LookAhead(job, job.settings(self.settings), self._explainer, done)
+
+    def _done(self, job: Job, prepared: Prepared | None) -> Outcome:
         slide, folder, settings = job.slide, self.out / job.name, job.settings(self.settings)
         if self._explainer is None or not slide.exists():
+            how = {"overwrite": self.overwrite, "wait": self.wait}
             checked = _attempt(job, partial(check_job, slide, folder, settings, **how))
             if checked.failure is not None:
                 return checked
@@ -68,7 +93,16 @@ class SlideWork:
 
         def explain() -> Result:
             explainer = self._explaining(settings.targets)
-            return explain_slide(slide, folder, settings, explainer=explainer, progress=self.progress, **how)
+            return explain_slide(
+                slide,
+                folder,
+                settings,
+                explainer=explainer,
+                overwrite=self.overwrite,
+                wait=self.wait,
+                progress=self.progress,
+                prepared=prepared,
+            )
 
         return _attempt(job, explain)
 

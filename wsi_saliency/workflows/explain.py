@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.slides.slide import Slide
+    from wsi_saliency.workflows.ahead import Prepared
+    from wsi_saliency.workflows.first_look import FirstLook
     from wsi_saliency.workflows.progress import Progress
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,7 @@ def explain_slide(
     overwrite: bool = False,
     wait: bool = True,
     progress: bool | Progress = False,
+    prepared: Prepared | None = None,
 ) -> Result:
     """Turn a slide into hidden-layer saliency heatmaps that lie on it to the pixel.
 
@@ -127,6 +130,8 @@ def explain_slide(
     progress
         Show a bar with patches, patches per second and the time left, where there is a terminal; or whatever
         shows it elsewhere.
+    prepared
+        The slide, if it was looked at ahead; it is closed.
 
     Raises
     ------
@@ -143,7 +148,7 @@ def explain_slide(
             if kept.differences or not kept.lacks_exports(settings):
                 return kept  # of the run that had the lock before
             return _export_again(path, kept, settings)
-        with open_slide(path, settings.mpp) as opened:
+        with prepared.slide if prepared else open_slide(path, settings.mpp) as opened:
             for warning in opened.warnings:
                 log.warning("%s: %s", path.name, warning)
             explainer = explainer or load_explainer(settings)
@@ -153,7 +158,14 @@ def explain_slide(
             if before:  # a map that is added has the channels of the others, in their order
                 explainer = replace(explainer, targets=before.target_indices)
             return _explain(
-                opened, folder, explainer, settings, before, shown_by(progress), resume=not overwrite
+                opened,
+                folder,
+                explainer,
+                settings,
+                before,
+                shown_by(progress),
+                resume=not overwrite,
+                seen=prepared.seen if prepared else None,
             )
 
 
@@ -225,12 +237,15 @@ def _explain(
     progress: Progress,
     *,
     resume: bool,
+    seen: FirstLook | None = None,
 ) -> Result:
     """Make the maps that are not there yet, and put the result in its place."""
     clock = Stopwatch()
     there = {found.spec: int(found.layer["reduction"]) for found in before.maps} if before else {}
     with clock.station("tissue"):
-        seen = look_at(slide, settings.workers, partial(progress, f"{slide.path.name}: tissue", unit="piece"))
+        seen = seen or look_at(
+            slide, settings.workers, partial(progress, f"{slide.path.name}: tissue", unit="piece")
+        )
         plan = plan_slide(slide, explainer, settings, there, seen)
     if before and not plan.maps:
         return replace(before, kept=True)
