@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import timm
 import torch
+import yaml
 from huggingface_hub import constants
 from torchvision import models  # type: ignore[import-untyped]
 
@@ -74,6 +75,17 @@ def test_a_folder_is_all_that_its_configuration_says(network: nn.Module, tmp_pat
     assert (classifier.patch, classifier.mpp, classifier.class_names) == (224, None, ("metastasis",))
     assert classifier.mean == classifier.std == (0.5, 0.5, 0.5)
     assert classifier.notes == ("its makers say: an example",)
+
+
+@pytest.mark.parametrize("suffix", ["yaml", "yml"])
+def test_a_configuration_in_yaml(network: nn.Module, suffix: str, tmp_path: Path) -> None:
+    inference = changed(INFERENCE, "network_def.num_classes", "@net::classes") | {"net": {"classes": 1}}
+    files = bundle_files(network.state_dict(), inference)
+    del files["configs/inference.json"]
+    files[f"configs/inference.{suffix}"] = yaml.safe_dump(inference).encode()
+    classifier = load_classifier(bundle_folder(tmp_path, files))
+    same_logits(classifier.module, network)
+    assert classifier.class_names == ("metastasis",)
 
 
 def test_the_default_classifier_as_a_folder_has_its_mpp(network: nn.Module, tmp_path: Path) -> None:

@@ -1,7 +1,8 @@
 """What the configuration of a MONAI bundle says of its network and of what it sees. Free of torch.
 
-Of ``configs/inference.json``, ``network_def`` and ``preprocessing`` are read, as values: expressions (``$``),
-which MONAI would run as Python, are refused. ``configs/metadata.json`` says the patch and the classes.
+Of ``configs/inference.json`` (or ``.yaml``), ``network_def`` and ``preprocessing`` are read, as values:
+expressions (``$``), which MONAI would run as Python, are refused. ``configs/metadata.json`` says the patch
+and the classes.
 """
 
 from __future__ import annotations
@@ -17,11 +18,18 @@ from wsi_saliency.models.json_files import Document, mapping, number, objects, t
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-CONFIGS = ("configs/inference.json", "configs/metadata.json")
+CONFIGS = (
+    ("configs/inference.json", "configs/inference.yaml", "configs/inference.yml"),
+    ("configs/metadata.json",),
+)
+"""The two files, the first of each that there is."""
 WEIGHTS_FILE = "models/model.pt"
 
 # µm per pixel, by the name in metadata.json, which has no place for it.
 _KNOWN_MPP: Mapping[str, float] = {"Pathology tumor detection": 0.25}
+
+# Arguments that do not matter: the weights that come are the file's.
+_OF_TRAINING = {"pretrained", "weights", "progress", "bias"}
 
 # Transforms that change no value of a pixel.
 _PLAIN = {
@@ -74,17 +82,51 @@ def network_of(inference: Document) -> Network:
     return Network(name, foreign, arguments, inference.named(key))
 
 
+def arguments_of(network: Network, *any_value: str, **only: Any) -> dict[str, Any]:
+    """Return the arguments of a network; refuse those that would make it another one.
+
+    Parameters
+    ----------
+    network
+        The network.
+    any_value
+        Arguments that may have any value.
+    only
+        Arguments with the one value that is understood.
+
+    Raises
+    ------
+    ModelError
+        If there is another argument, or another value.
+    """
+    for name, value in network.arguments.items():
+        if name not in {*any_value, *_OF_TRAINING} and only.get(name, arguments_of) != value:
+            raise ModelError(
+                f"{network.named} has {one_line(name)} = {one_line(repr(value))}, which is not understood"
+            )
+    return {name: value for name, value in network.arguments.items() if name in any_value}
+
+
 def _plain(inference: Document, definition: Document, key: str) -> Any:
-    """Return a value, or the one that it refers to with ``@``."""
+    """Return a value, or the one that it refers to: ``@a``, in sections ``@a::b`` or ``@a#b``."""
     value = definition.values[key]
     if isinstance(value, str) and value.startswith("@"):
-        value = inference.values.get(value[1:], value)
+        value = _referred(inference.values, value)
     if isinstance(value, str) and value.startswith(("@", "$")):
         raise ModelError(
             f"{definition.named(key)} is {one_line(value)!r}, which has to be run as Python and is refused; "
             "write its value there"
         )
     return value
+
+
+def _referred(values: Any, reference: str) -> Any:
+    """Return what a reference names; the reference itself where there is nothing."""
+    for key in reference[1:].replace("::", "#").split("#"):
+        if not isinstance(values, dict) or key not in values:
+            return reference
+        values = values[key]
+    return values
 
 
 def bundle_description(inference: Document, metadata: Document) -> Description:

@@ -1,4 +1,4 @@
-"""JSON that others have written: read within bounds, and every value checked where it is taken out.
+"""JSON and YAML that others have written: read within bounds, and every value checked where it is taken out.
 
 The checks of single values (`pixels`, `names`, ...) raise ValueError with what the value has to be; a
 `Document` adds the file and the key.
@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
 from wsi_saliency.models.wording import bytes_in_words
+from wsi_saliency.models.yaml_files import parsed_yaml
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
 _T = TypeVar("_T")
+
+YAML_SUFFIXES = (".yaml", ".yml")
 
 _LARGEST = 4 * 2**20  # bytes; the description of a model takes some thousands
 
@@ -28,7 +31,7 @@ _LARGEST_NUMBER = 10**9  # of pixels or classes
 
 @dataclass(frozen=True)
 class Document:
-    """An object of a JSON file.
+    """An object of a JSON or YAML file.
 
     Parameters
     ----------
@@ -83,23 +86,24 @@ class Document:
 
 
 def read_document(path: Path) -> Document:
-    """Read the object that a JSON file holds.
+    """Read the object that a JSON file holds, or a YAML file (``.yaml``, ``.yml``).
 
     Raises
     ------
     ModelError
-        If it cannot be read, is larger than such a file ever is, or is no JSON object.
+        If it cannot be read, is larger than such a file ever is, or is no such object.
     """
+    kind, parse = ("YAML", parsed_yaml) if path.suffix in YAML_SUFFIXES else ("JSON", json.loads)
     try:
         if (size := path.stat().st_size) > _LARGEST:
             raise ModelError(f"{path} has {bytes_in_words(size)}; no description of a model is so large")
-        values = json.loads(path.read_bytes())
+        values = parse(path.read_bytes())
     except OSError as error:
         raise ModelError(f"{path} cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is no JSON ({one_line(error)}); copy or download it again") from error
+        raise ModelError(f"{path} is no {kind} ({one_line(error)}); copy or download it again") from error
     if not isinstance(values, dict):
-        raise ModelError(f"{path} is no JSON object, and so describes no model")
+        raise ModelError(f"{path} is no {kind} object, and so describes no model")
     return Document(path, values)
 
 

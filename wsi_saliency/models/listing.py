@@ -107,9 +107,11 @@ def _known(files: Mapping[str, Path]) -> str:
     try:
         if "config.json" in files:
             return facts(_described(read_document(files["config.json"])))
-        if all(name in files for name in CONFIGS):
-            inference, metadata = (read_document(files[name]) for name in CONFIGS)
-            return facts(bundle_description(inference, metadata))
+        inference, metadata = (
+            next((files[name] for name in names if name in files), None) for names in CONFIGS
+        )
+        if inference is not None and metadata is not None:
+            return facts(bundle_description(read_document(inference), read_document(metadata)))
     except ModelError as error:
         return f"not understood: {error}"
     return "weights without a configuration"

@@ -1,4 +1,4 @@
-"""MONAI bundles, rebuilt without MONAI: their ResNets and DenseNets, and those of torchvision and timm.
+"""MONAI bundles, rebuilt without MONAI: networks of MONAI, and those of torchvision and timm.
 
 The Camelyon16 metastasis classifier ``MONAI/pathology_tumor_detection`` is one; what its configuration says
 stands here, at a pinned version, so that its weights are all that has to be downloaded.
@@ -7,15 +7,22 @@ stands here, at a pinned version, so that its weights are all that has to be dow
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
 from wsi_saliency.models.assembly import assemble
-from wsi_saliency.models.bundle_config import CONFIGS, WEIGHTS_FILE, bundle_description, network_of
+from wsi_saliency.models.bundle_config import (
+    CONFIGS,
+    WEIGHTS_FILE,
+    arguments_of,
+    bundle_description,
+    network_of,
+)
 from wsi_saliency.models.description import Description
 from wsi_saliency.models.hub import HubRepo, hub_repo
 from wsi_saliency.models.json_files import read_document
+from wsi_saliency.models.monai_nets import NETS, rebuilt
 from wsi_saliency.models.resnets import RESNETS, unwrapped
 from wsi_saliency.models.sources import PATHOLOGY_TUMOR_DETECTION, imported
 from wsi_saliency.models.timm import build
@@ -76,7 +83,7 @@ def bundle_classifier(files: Files, uri: str, weights: Path | None) -> Classifie
     ModelError
         As `load_monai`.
     """
-    inference, metadata = (read_document(files.file(name)) for name in CONFIGS)
+    inference, metadata = (read_document(files.file(*names)) for names in CONFIGS)
     network, description = network_of(inference), bundle_description(inference, metadata)
     rebuild = _rebuilder(network)
     read = read_weights(weights or files.file(WEIGHTS_FILE))
@@ -93,16 +100,19 @@ def _rebuilder(network: Network) -> Callable[[Network, Weights, str], Classifier
         return _fc_model
     if not network.package and network.target.casefold() in _DENSENETS:
         return _densenet
+    if not network.package and network.target.casefold() in NETS:
+        return _own_net
     raise ModelError(
         f"{network.named} is {one_line(network.target)}, which cannot be rebuilt; those that can: "
-        "TorchVisionFCModel and DenseNet121, 169, 201 of MONAI, torchvision.models.NAME, timm.create_model"
+        "TorchVisionFCModel, ResNet, DenseNet121, 169, 201, EfficientNetBN, SENet154, SEResNet, SEResNeXt "
+        "and ViT of MONAI, torchvision.models.NAME, timm.create_model"
     )
 
 
 def _fc_model(network: Network, weights: Weights, uri: str) -> Classifier:
     """Rebuild ``TorchVisionFCModel``: a ResNet of torchvision, whose head is linear or a 1×1 convolution."""
     same = {"dim": 2, "in_channels": None, "fc_name": "fc", "node_name": ""}
-    taken = _arguments(network, "model_name", "num_classes", "use_conv", "pool", **same)
+    taken = arguments_of(network, "model_name", "num_classes", "use_conv", "pool", **same)
     name = taken.get("model_name", "resnet18")
     if name not in RESNETS:
         raise ModelError(
@@ -119,8 +129,12 @@ def _fc_model(network: Network, weights: Weights, uri: str) -> Classifier:
 
 def _densenet(network: Network, weights: Weights, uri: str) -> Classifier:
     """Rebuild MONAI's ``DenseNet…``, whose layers are timm's with other names."""
-    _arguments(network, "out_channels", "dropout_prob", spatial_dims=2, in_channels=3)
+    arguments_of(network, "out_channels", "dropout_prob", spatial_dims=2, in_channels=3)
     return _with_timm(network.target.casefold(), replace(weights, state=_densenet_state(weights.state)), uri)
+
+
+def _own_net(network: Network, weights: Weights, uri: str) -> Classifier:
+    return assemble(*rebuilt(network, weights), uri)
 
 
 def _densenet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -134,7 +148,7 @@ def _densenet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _torchvision(network: Network, weights: Weights, uri: str) -> Classifier:
-    _arguments(network, "num_classes")
+    arguments_of(network, "num_classes")
     blueprint = imported("wsi_saliency.models.torchvision:blueprint", uri, "torchvision")
     return assemble(blueprint(network.target), weights, uri)
 
@@ -150,30 +164,3 @@ def _timm(network: Network, weights: Weights, uri: str) -> Classifier:
 def _with_timm(architecture: str, weights: Weights, uri: str) -> Classifier:
     description = replace(weights.description, architecture=architecture)
     return build(replace(weights, description=description), uri)
-
-
-def _arguments(network: Network, *any_value: str, **only: Any) -> dict[str, Any]:
-    """Return the arguments of a network; refuse those that would make it another one.
-
-    Parameters
-    ----------
-    network
-        The network.
-    any_value
-        Arguments that may have any value.
-    only
-        Arguments with the one value that is understood.
-    """
-    allowed = {
-        *any_value,
-        "pretrained",
-        "weights",
-        "progress",
-        "bias",
-    }  # the weights that come are the file's
-    for name, value in network.arguments.items():
-        if name not in allowed and only.get(name, _arguments) != value:
-            raise ModelError(
-                f"{network.named} has {one_line(name)} = {one_line(repr(value))}, which is not understood"
-            )
-    return {name: value for name, value in network.arguments.items() if name in any_value}

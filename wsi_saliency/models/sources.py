@@ -144,7 +144,7 @@ SOURCES: Mapping[str, Source] = {
     ),
     "monai": Source(
         "monai:ORG/NAME",
-        "a bundle of MONAI on the Hugging Face Hub whose network is a ResNet or a DenseNet",
+        "a bundle of MONAI on the Hugging Face Hub: a ResNet, DenseNet, EfficientNet, SENet or ViT",
         "wsi_saliency.models.monai:load_monai",
     ),
     "tiatoolbox": Source(
