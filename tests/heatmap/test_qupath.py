@@ -112,6 +112,43 @@ def test_planted_spots_are_drawn_on_their_cells(tmp_path: Path, crop: Region | N
 
 
 @needs_groovy
+@pytest.mark.parametrize("crop", [None, Region(100, 30, 1100, 770)])
+def test_a_slide_that_is_shown_turned_has_its_map_turned(tmp_path: Path, crop: Region | None) -> None:
+    result = planted(tmp_path / "a", Planted(bounds=crop))
+    w, h = (int(crop.w), int(crop.h)) if crop else (1200, 800)
+    pictures = [tmp_path / f"{turns}.png" for turns in range(4)]
+    play(
+        tmp_path,
+        [
+            Scene(result.folder / OVERLAY, Size(h, w) if turns % 2 else Size(w, h), picture=path, turns=turns)
+            for turns, path in enumerate(pictures)
+        ],
+    )
+    upright, *others = map(drawn, pictures)
+    assert np.count_nonzero(upright[..., 3]) > 100
+    for turns, seen in enumerate(others, 1):
+        np.testing.assert_array_equal(seen, np.rot90(upright, -turns))
+
+
+@needs_groovy
+def test_an_overlay_is_seen_and_lies_on_no_other_image(tmp_path: Path) -> None:
+    script = planted(tmp_path / "a").folder / OVERLAY
+    shown, changed, alone = play(
+        tmp_path,
+        [
+            Scene(script, Size(1200, 800)),
+            Scene(script, Size(1200, 800), changes=True),
+            Scene(script, Size(1200, 800), window=False),
+        ],
+    )
+    assert shown.overlay
+    assert shown.named("setShowPixelClassification") == [{"call": "setShowPixelClassification", "show": True}]
+    assert not changed.named("overlay")
+    assert not changed.named("showErrorMessage")
+    assert "no window" in alone.error
+
+
+@needs_groovy
 def test_the_region_is_that_of_all_cells_to_the_nearest_pixel(tmp_path: Path) -> None:
     result = planted(tmp_path / "a")
     (played,) = play(tmp_path, [Scene(result.folder / OVERLAY, Size(1200, 800))])
@@ -373,6 +410,26 @@ def test_slides_and_objects_come_into_a_project_once(tmp_path: Path) -> None:
     assert [c["ids"] for c in again.named("saveImageData")] == [
         c["ids"] for c in first.named("saveImageData")
     ]
+
+
+@needs_groovy
+def test_a_project_is_made_without_a_window_and_nothing_is_put_on_turned_slides(tmp_path: Path) -> None:
+    results = several(tmp_path)[1:3]
+    write_project(tmp_path / "project", results)
+    script = tmp_path / "project" / OPEN_ALL
+    slides = {Path(r.record["slide"]["path"]): Size(**r.record["slide"]["size"]) for r in results}
+    alone, turned = play(
+        tmp_path, [Scene(script, slides=slides, window=False), Scene(script, slides=slides, turns=2)]
+    )
+    assert alone.failure is None
+    assert len(alone.named("saveImageData")) == 2
+    assert alone.named("syncChanges")
+    assert not alone.named("setProject")
+    assert not alone.named("showErrorMessage")
+    first, second = turned.named("showErrorMessage")[0]["text"].splitlines()
+    assert "slide.svs is turned in this project" in first
+    assert "other.svs is turned in this project" in second
+    assert not turned.named("saveImageData")
 
 
 @needs_groovy

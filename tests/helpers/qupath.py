@@ -69,6 +69,12 @@ class Scene:
         Sizes of the slides that can be opened, by their paths.
     project_open
         Whether the project of the scene before is open.
+    turns
+        By how many quarter turns, clockwise, images are shown turned; ``open`` is the size that is seen.
+    window
+        Whether there is one; a script can be run from a command line, too.
+    changes
+        Whether another image is opened while the script runs.
     """
 
     script: Path
@@ -81,11 +87,14 @@ class Scene:
     picture: Path | None = None
     slides: dict[Path, Size] = field(default_factory=dict)
     project_open: bool = False
+    turns: int = 0
+    window: bool = True
+    changes: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return what the stubs read."""
         facts = {**vars(self), "script": str(self.script)}
-        facts["open"] = self.open and {"w": self.open.w, "h": self.open.h, "uri": self.uri}
+        facts["open"] = self.open and {**vars(self.open), "uri": self.uri, "turns": self.turns}
         facts["slides"] = {str(path): vars(size) for path, size in self.slides.items()}
         facts["picture"] = self.picture and str(self.picture)
         return facts

@@ -29,10 +29,11 @@ class SaliencyProject {
         }
         project.syncChanges()
         def window = QPEx.getQuPath()
-        Platform.runLater {
-            window.setProject(project)
-            window.refreshProject()
-        }
+        if (window != null)  // QuPath can run a script without one
+            Platform.runLater {
+                window.setProject(project)
+                window.refreshProject()
+            }
         if (problems)
             Dialogs.showErrorMessage(Slides.TITLE, problems.join('\n'))
         Dialogs.showInfoNotification(Slides.TITLE, "${facts.slides.size() - problems.size()} of ${facts.slides.size()} " +
@@ -72,6 +73,8 @@ class SaliencyProject {
         def image = imageData.getServer(), hierarchy = imageData.getHierarchy()
         if (Slides.cornerOf(slide, image) == null)
             throw new Told(Slides.otherSize(slide, image))
+        if (Slides.turnsOf(image))
+            throw new Told("${slide.name} is turned in this project, so tiles and hotspots were not added.")
         if (Slides.cornerOf(slide, image) != slide.bounds[0..1].collect { Math.round(it as double) })
             throw new Told("${slide.name}: this QuPath does not crop the slide, so tiles and hotspots were not added.")
         def there = hierarchy.getAllObjects(false)*.getID() as Set

@@ -21,6 +21,8 @@ class SaliencyOverlay {
     static final long MOST_VALUES = 64_000_000L  // what is loaded at most; 256 MB
 
     static void run(Collection variables) {
+        if (QPEx.getQuPath() == null)
+            throw new Told('There is no window to show the map in. Start QuPath, open the slide, and run the script there.')
         def viewer = QPEx.getCurrentViewer()
         def image = viewer?.getServer()
         Map facts = Slides.facts()
@@ -36,9 +38,17 @@ class SaliencyOverlay {
         }
         def (Map result, Map view) = choices[label]
         File file = find(view.file, folders(variables, result.folder))
-        def overlay = new BufferedImageOverlay(viewer, load(file, view, facts.colours, Slides.cornerOf(result.slide, image)))
-        Platform.runLater { viewer.setCustomPixelLayerOverlay(overlay) }
+        def drawn = load(file, view, facts.colours, Slides.cornerOf(result.slide, image), Slides.turnsOf(image), Slides.uprightSize(image))
+        Platform.runLater { show(viewer, image, drawn) }
         Dialogs.showInfoNotification(Slides.TITLE, "${label}\n${view.said}".toString())
+    }
+
+    // QuPath draws such an overlay only while pixel classification is shown.
+    static void show(viewer, image, Map drawn) {
+        if (!viewer.getServer().is(image))
+            return  // another one was opened while the map was being loaded
+        viewer.setCustomPixelLayerOverlay(new BufferedImageOverlay(viewer, drawn))
+        viewer.getOverlayOptions().setShowPixelClassification(true)
     }
 
     // The results of the slide that is open; none if the user does not want one of a slide with another name.
@@ -89,7 +99,7 @@ class SaliencyOverlay {
         return file
     }
 
-    static Map load(File file, Map view, Map colours, List corner) {
+    static Map load(File file, Map view, Map colours, List corner, int turns, List size) {
         def server = ImageServers.buildServer(file.toURI())
         try {
             if (server.getWidth() != view.w as int || server.getHeight() != view.h as int)
@@ -100,18 +110,44 @@ class SaliencyOverlay {
             def values = server.readRegion(RegionRequest.createInstance(server, downsample)).getRaster()
             int[] table = colours[view.signed ? 'signed' : 'magnitude'].collect { Integer.parseUnsignedInt(it, 16) }
             def picture = coloured(values, view.channel as int, view.signed, view.low as double, view.high as double, table)
-            return [(region(view, corner, values.width * downsample, values.height * downsample)): picture]
+            def upright = box(view, corner, values.width * downsample, values.height * downsample)
+            return [(region(turned(upright, turns, size))): turned(picture, turns)]
         } finally {
             server.close()
         }
     }
 
-    // The pixels of the open image that some cells cover, to the nearest whole pixel.
-    static ImageRegion region(Map view, List corner, double cellsX, double cellsY) {
+    // The pixels of the upright image that some cells cover, to the nearest whole pixel: x, y, width and height.
+    static List box(Map view, List corner, double cellsX, double cellsY) {
         long x = Math.round((double) (view.x0 - corner[0])), y = Math.round((double) (view.y0 - corner[1]))
         long right = Math.round((double) (view.x0 - corner[0] + cellsX * view.fx))
         long bottom = Math.round((double) (view.y0 - corner[1] + cellsY * view.fy))
-        return ImageRegion.createInstance(x as int, y as int, (right - x) as int, (bottom - y) as int, 0, 0)
+        return [x, y, right - x, bottom - y]
+    }
+
+    static ImageRegion region(List box) {
+        def (int x, int y, int w, int h) = box.collect { it as int }
+        return ImageRegion.createInstance(x, y, w, h, 0, 0)
+    }
+
+    // Where a box lies when an image of some width and height has been turned by quarter turns, clockwise.
+    static List turned(List box, int turns, List size) {
+        def (x, y, w, h) = box
+        return turns == 0 ? box : turned([size[1] - y - h, x, h, w], turns - 1, size.reverse())
+    }
+
+    @CompileStatic
+    static BufferedImage turned(BufferedImage picture, int turns) {
+        if (turns == 0)
+            return picture
+        int w = picture.getWidth(), h = picture.getHeight()
+        BufferedImage quarter = new BufferedImage(h, w, BufferedImage.TYPE_INT_ARGB)
+        int[] row = new int[w]
+        for (int y = 0; y < h; y++) {
+            picture.getRGB(0, y, w, 1, row, 0, w)
+            quarter.setRGB(h - 1 - y, 0, 1, w, row, 0, 1)
+        }
+        return turned(quarter, turns - 1)
     }
 
     // Values from low to high take the colours of the table, whose opacity grows; 0 was not computed.

@@ -14,10 +14,19 @@ class Slides {
         return new com.google.gson.Gson().fromJson(json, Map)
     }
 
-    // Where the upper left corner of an image lies on the slide: QuPath crops some slides to their bounds. Null for
-    // an image of another size.
-    static List cornerOf(Map slide, image) {
+    // By how many quarter turns, clockwise, QuPath shows an image turned: it asks when images come into a project.
+    static int turnsOf(image) { image.metaClass.respondsTo(image, 'getRotation') ? image.getRotation().ordinal() : 0 }
+
+    // Width and height of an image before it is turned.
+    static List uprightSize(image) {
         def size = [image.getWidth() as long, image.getHeight() as long]
+        return turnsOf(image) % 2 ? size.reverse() : size
+    }
+
+    // Where the upper left corner of an image, before it is turned, lies on the slide: QuPath crops some slides to their
+    // bounds. Null for an image of another size.
+    static List cornerOf(Map slide, image) {
+        def size = uprightSize(image)
         def bounds = slide.bounds.collect { Math.round(it as double) }
         if (size == [slide.w as long, slide.h as long])
             return [0L, 0L]

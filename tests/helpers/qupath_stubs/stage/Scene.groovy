@@ -3,6 +3,7 @@ package stage
 import java.awt.image.BufferedImage
 import qupath.lib.gui.viewer.QuPathViewer
 import qupath.lib.images.servers.ImageServer
+import qupath.lib.images.servers.RotatedImageServer
 import qupath.lib.projects.Project
 
 // What is open in the window, what the user answers, and what was called.
@@ -15,8 +16,12 @@ class Scene {
 
     Scene(Map facts) {
         this.facts = facts
-        def open = facts.open == null ? null : new ImageServer(facts.open.w, facts.open.h, [new URI(facts.open.uri)])
-        viewer = new QuPathViewer(open)
+        viewer = new QuPathViewer(facts.open == null ? null : opened(facts.open))
+    }
+
+    static ImageServer opened(Map open) {
+        def uris = [new URI(open.uri)]
+        return open.turns == 0 ? new ImageServer(open.w, open.h, uris) : new RotatedImageServer(open.w, open.h, uris, open.turns)
     }
 
     void note(String name, Map what = [:]) { calls << [call: name] + what }

@@ -6,9 +6,9 @@ import qupath.lib.projects.Project
 import stage.Scene
 
 class QPEx {
-    static QuPathViewer getCurrentViewer() { Scene.now.viewer }
+    static QuPathViewer getCurrentViewer() { Scene.now.facts.window ? Scene.now.viewer : null }
 
-    static QuPathGUI getQuPath() { new QuPathGUI() }
+    static QuPathGUI getQuPath() { Scene.now.facts.window ? new QuPathGUI() : null }
 
     static Project getProject() { Scene.now.facts.project_open ? Scene.project : null }
 }

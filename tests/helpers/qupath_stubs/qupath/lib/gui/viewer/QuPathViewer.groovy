@@ -11,7 +11,9 @@ class QuPathViewer {
 
     QuPathViewer(ImageServer server) { this.server = server }
 
-    ImageServer getServer() { server }
+    ImageServer getServer() { Scene.now.facts.changes && Platform.running ? null : server }
+
+    OverlayOptions getOverlayOptions() { new OverlayOptions() }
 
     BufferedImageOverlay getCustomPixelLayerOverlay() {
         overlay ?: (Scene.now.facts.shown ? new BufferedImageOverlay(this, [:]) : null)

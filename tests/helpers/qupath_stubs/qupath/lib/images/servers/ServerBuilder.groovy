@@ -1,5 +1,7 @@
 package qupath.lib.images.servers
 
+import stage.Scene
+
 class ServerBuilder {
     final URI uri
     private final int width, height
@@ -10,5 +12,5 @@ class ServerBuilder {
         this.height = height
     }
 
-    ImageServer build() { new ImageServer(width, height, [uri]) }
+    ImageServer build() { Scene.opened([w: width, h: height, uri: uri.toString(), turns: Scene.now.facts.turns]) }
 }
