@@ -347,7 +347,7 @@ def test_threads_and_handles_stay_the_same(tmp_path, monkeypatch):
     threads, handles, _ = zip(*figures(tmp_path, monkeypatch, 15), strict=True)
     for counts in (threads, handles):
         assert max(counts[WARM:]) <= min(counts[WARM:]) + AT_ONCE
-        assert min(counts[-WARM:]) <= min(counts[WARM:-WARM])
+        assert min(counts[-WARM:]) <= min(counts[WARM:-WARM]) + 3  # one a slide would be seven
 
 
 @linux

@@ -89,13 +89,20 @@ class Unable:
 
 
 @dataclass(frozen=True)
-class Looked:
-    """The next slide has been looked at, or cannot be."""
+class Looking:
+    """The next slide is being looked at."""
 
     job: Job
 
 
-Message = Started | Loading | Loaded | Begun | Advanced | Logged | Looked | Done | Again | Unable
+@dataclass(frozen=True)
+class Looked:
+    """It has been, or cannot be."""
+
+    job: Job
+
+
+Message = Started | Loading | Loaded | Begun | Advanced | Logged | Looking | Looked | Done | Again | Unable
 """From a worker process to its parent."""
 
 

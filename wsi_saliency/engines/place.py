@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from wsi_saliency.engines.messages import Again, Done, Loaded, Loading, Looked, Started
+from wsi_saliency.engines.messages import Again, Done, Loaded, Loading, Looked, Looking, Started
 from wsi_saliency.engines.process import Worker
 from wsi_saliency.engines.worker import TIDYING, slide_work
 from wsi_saliency.errors import ModelError, OutputError
@@ -45,7 +45,7 @@ class Place:
     make_work: MakeWork = slide_work
     job: Job | None = None
     ahead: Job | None = None
-    _looking: bool = False
+    _looked_at: Job | None = None
     _timeout: float | None = None
     _order: Order | None = None
     _worker: Worker | None = None
@@ -71,12 +71,12 @@ class Place:
 
     def look_ahead(self, job: Job) -> None:
         """Let the worker look at the slide that comes next while it is at another."""
-        self.ahead, self._looking = job, True
+        self.ahead = job
         self._running().hint(job)
 
     def _forget(self) -> None:
         """Forget a worker that is no more."""
-        self._worker, self.ahead, self._looking = None, None, False
+        self._worker, self.ahead, self._looked_at = None, None, None
 
     def seconds_left(self) -> float | None:
         """Return how long the slide may still take; None where there is no end, or it has not begun."""
@@ -106,7 +106,7 @@ class Place:
         message = worker.hear()
         if message is None:
             death, trace = worker.death()
-            if self._looking:
+            if self._looked_at:
                 self._lost(Outcome(job))
                 return Again(job)
             done = self._lost(Outcome(job, failure=f"{job.slide}: {death}", trace=trace, lost=True))
@@ -118,8 +118,10 @@ class Place:
                 worker.began()
             case Loading():
                 worker.loads()
-            case Looked(other) if other == self.ahead or self.ahead is None:
-                self._looking = False
+            case Looking(other):
+                self._looked_at = other
+            case Looked(other) if other == self._looked_at:
+                self._looked_at = None
             case Done():
                 self.job = None
         return message

@@ -26,6 +26,7 @@ from wsi_saliency.engines.messages import (
     Loading,
     Logged,
     Looked,
+    Looking,
     Message,
     Order,
     Started,
@@ -131,6 +132,7 @@ class _Hints:
 
     def _pass_on(self, job: Job) -> None:
         if self._look:
+            self._send(Looking(job))
             self._look(job, lambda: self._send(Looked(job)))
 
 
