@@ -51,7 +51,7 @@ def staged(order, send):
         note(order, f"{job.slide.stem} {order.settings.device} {os.getpid()}")
         log.warning("%s: of the slide", job.slide)
         try:
-            _DEEDS.get(job.slide.stem, lambda target: None)(order.out / job.name)
+            _DEEDS.get(job.slide.stem.partition("-")[0], lambda target: None)(order.out / job.name)
         except ValueError:
             return Outcome(job, failure=f"{job.slide}: failed", trace=traceback.format_exc())
         return Outcome(job, failure=f"{job.slide}: done")
@@ -98,6 +98,12 @@ def measured(order, send):
     return work
 
 
+def seeing_gpus(order, send):
+    """Note which GPUs a worker sees, then be staged."""
+    note(order, f"sees {os.environ['CUDA_VISIBLE_DEVICES']} as {order.settings.device}")
+    return staged(order, send)
+
+
 def unable(order, send):
     """Have no classifier."""
     raise ModelError("no such classifier")
@@ -130,6 +136,14 @@ def _wait_for_b(target):
         time.sleep(0.01)
 
 
+def _hold_until_a_kill(target):
+    """Hold a working folder until the test says that it has killed something; then be quick."""
+    with locked(target), growing(target):
+        while not (target.parents[1] / "killed").exists():
+            time.sleep(0.01)
+        raise ValueError("was there when something was killed")
+
+
 def _killed(target):
     with locked(target), growing(target):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -155,5 +169,6 @@ _DEEDS = {
     "deaf": _hang_deaf,
     "endless": _hang_for_ever,
     "waits": _wait_for_b,
+    "holds": _hold_until_a_kill,
     "broken": _broken,
 }

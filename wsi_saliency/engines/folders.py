@@ -18,6 +18,7 @@ from wsi_saliency.engines.bars import NoBars, TerminalBars
 from wsi_saliency.engines.direct import DirectEngine
 from wsi_saliency.engines.kept import KeptResults
 from wsi_saliency.engines.local import LocalEngine
+from wsi_saliency.engines.ray import RayEngine
 from wsi_saliency.engines.summary import Summary
 from wsi_saliency.errors import BusyError, NoRoomError, OutputError
 from wsi_saliency.files import check_folder, folders_above, locked, replacing
@@ -236,10 +237,12 @@ def explain_jobs(
         If the classifier cannot be had, or there cannot be an output folder; then no slide can be done.
     """
     batch = batch or BatchSettings()
-    bars: Bars = NoBars()
+    apart = len(jobs) >= ISOLATED_FROM or batch.slide_timeout is not None or batch.engine == "ray"
+    bars: Bars = TerminalBars(len(jobs)) if progress and apart else NoBars()
     engine: Engine = DirectEngine(out, overwrite, wait=len(jobs) == 1, progress=progress)
-    if len(jobs) >= ISOLATED_FROM or batch.slide_timeout is not None:
-        bars = TerminalBars(len(jobs)) if progress else bars
+    if batch.engine == "ray":
+        engine = RayEngine(out, overwrite, batch.slide_timeout, bars, batch.jobs, batch.address)
+    elif apart:
         engine = LocalEngine(out, overwrite, batch.slide_timeout, bars, batch.jobs)
     run = FolderRun(
         out,
@@ -247,7 +250,7 @@ def explain_jobs(
         engine,
         overwrite=overwrite,
         fail_fast=batch.fail_fast,
-        retries=batch.retries,
+        retries=batch.times_again,
         logs=len(jobs) > 1,
     )
     try:

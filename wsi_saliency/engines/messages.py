@@ -102,8 +102,18 @@ class Looked:
     job: Job
 
 
-Message = Started | Loading | Loaded | Begun | Advanced | Logged | Looking | Looked | Done | Again | Unable
-"""From a worker process to its parent."""
+@dataclass(frozen=True)
+class Lost:
+    """The process or the machine that was at a slide is no more; why, and in many words."""
+
+    reason: str
+    trace: str
+
+
+Message = (
+    Started | Loading | Loaded | Begun | Advanced | Logged | Looking | Looked | Done | Again | Unable | Lost
+)
+"""From a worker process to its parent, and of a lost one."""
 
 
 @dataclass(frozen=True)

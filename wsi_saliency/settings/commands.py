@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the command line reads the types
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.settings.evaluation import (
@@ -109,6 +109,11 @@ class RunSettings(
         _check_surrogate(self.surrogate, self.methods)
 
 
+Engine = Literal["local", "ray"]
+ENGINES: tuple[Engine, ...] = get_args(Engine)
+_LOST_ON_RAY = 2  # times that a slide is tried again there: machines come and go
+
+
 @documented
 @dataclass(frozen=True, kw_only=True)
 class BatchSettings(Settings):
@@ -123,17 +128,32 @@ class BatchSettings(Settings):
         shown="none",
         none="none",
     )
+    engine: Engine = option(
+        "local",
+        "What runs slides: processes of this machine, or a Ray cluster; ray needs "
+        "pip install 'wsi-saliency[ray]'.",
+        choices=ENGINES,
+    )
+    address: str | None = option(
+        None,
+        "The Ray cluster, for --engine ray: auto is the one that this machine belongs to.",
+        metavar="auto|HOST:PORT",
+        shown="one is started on this machine",
+    )
     jobs: int = option(
         1,
-        "Slides side by side on each device, in processes that share the threads of the processor.",
+        "Slides side by side on each device, in processes that share the threads of the processor; with "
+        "--engine ray on each machine's CPU or on each GPU.",
         metavar="N",
         within=whole(1),
     )
-    retries: int = option(
-        0,
-        "Try a slide so many times again whose process died; one that failed otherwise is not tried again.",
+    retries: int | None = option(
+        None,
+        "Try a slide so many times again whose process died or whose machine was lost; one that failed "
+        "otherwise is not tried again.",
         metavar="N",
         within=whole(0),
+        shown="0; with --engine ray 2",
     )
     fail_fast: bool = option(False, "End at the first slide that fails; otherwise the others are done.")
     limit: int | None = option(None, "Take the first N slides only.", metavar="N", within=whole(1))
@@ -146,6 +166,17 @@ class BatchSettings(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.part  # which is checked
+        if self.address is not None and self.engine != "ray":
+            raise SettingsError(
+                f"address (--address) is {self.address!r}, for --engine ray; add that, or leave it out"
+            )
+
+    @property
+    def times_again(self) -> int:
+        """How often a lost slide is tried again."""
+        if self.retries is None:
+            return _LOST_ON_RAY if self.engine == "ray" else 0
+        return self.retries
 
     @property
     def part(self) -> tuple[int, int] | None:

@@ -1,0 +1,232 @@
+"""Slides on the machines of a Ray cluster; one that is lost costs no slide."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections import deque
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from secrets import token_hex
+from typing import TYPE_CHECKING, Protocol
+
+from wsi_saliency.engines.bars import NoBars
+from wsi_saliency.engines.console import Console
+from wsi_saliency.engines.messages import Done, Loaded, Lost, Order
+from wsi_saliency.engines.place import clear_after_death
+from wsi_saliency.engines.process import log_level
+from wsi_saliency.engines.ray_cluster import connect
+from wsi_saliency.engines.ray_task import Errand
+from wsi_saliency.engines.worker import slide_work
+from wsi_saliency.errors import NoRoomError, OutputError, SettingsError
+from wsi_saliency.files import folders_above, writing
+from wsi_saliency.interruption import tidying, undisturbed
+from wsi_saliency.settings import ALL_GPUS
+from wsi_saliency.workflows.jobs import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+
+    from wsi_saliency.engines.bars import Bars
+    from wsi_saliency.engines.messages import Message
+    from wsi_saliency.engines.worker import MakeWork
+    from wsi_saliency.settings import RunSettings
+    from wsi_saliency.workflows.jobs import Job
+
+log = logging.getLogger(__name__)
+
+_DEVICES = ("auto", "cpu", ALL_GPUS, "mps")
+_AT_ONCE = 1000  # slides that a cluster is told of: more than it has machines
+_LISTENING = 1.0  # seconds
+_PATIENCE = 30.0  # seconds until it is said that no machine has room
+
+
+class Cluster(Protocol):
+    """What an engine needs of a cluster: `RayCluster`."""
+
+    def machines(self) -> Sequence[Mapping[str, float]]:
+        """Return how many of ``CPU`` and ``GPU`` each machine has."""
+        ...
+
+    def submit(self, errand: Errand, job: Job, cpus: int, gpus: float) -> Hashable:
+        """Let a slide be done where so much is free; returns a handle of the task."""
+        ...
+
+    def heard(self, seconds: float) -> Iterator[tuple[Hashable, Message]]:
+        """Wait until tasks say something, not longer than so many seconds; yield it."""
+        ...
+
+    def forget(self, task: Hashable) -> None:
+        """Listen no more to a task that is done or lost."""
+        ...
+
+    def close(self) -> None:
+        """End all tasks, and leave the cluster."""
+        ...
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a slide takes of a machine."""
+
+    device: str
+    cpus: int
+    gpus: float
+
+    @classmethod
+    def of(cls, machines: Sequence[Mapping[str, float]], device: str, side_by_side: int) -> Share:
+        """Divide machines among slides: as the smallest of those that count would be.
+
+        A slide takes a GPU and what processors come with it, or without GPUs a whole machine; with several
+        ``side_by_side``, so much less.
+        """
+        with_gpus = [machine for machine in machines if machine.get("GPU", 0) > 0]
+        if device == "auto":
+            device = ALL_GPUS if with_gpus else "cpu"
+        if device == ALL_GPUS:
+            each = (machine.get("CPU", 0) / machine["GPU"] for machine in with_gpus)
+            gpus = math.floor(10_000 / side_by_side) / 10_000  # Ray counts no finer
+            return cls(device, int(min(each, default=side_by_side) / side_by_side), gpus)
+        cpus = (machine["CPU"] for machine in machines if machine.get("CPU", 0) >= 1)
+        return cls(device, max(1, int(min(cpus, default=1) / side_by_side)), 0)
+
+    def __str__(self) -> str:
+        return f"CPU: {self.cpus}, GPU: {self.gpus:g}"
+
+
+@dataclass
+class RayEngine:
+    """Runs slides on a Ray cluster whose machines see slides and output folder under the same paths.
+
+    Parameters
+    ----------
+    out, overwrite, timeout, bars, make_work
+        As `wsi_saliency.engines.local.LocalEngine` takes them.
+    side_by_side
+        How many slides are done at a time on each GPU, or on each machine where there are none.
+    address
+        Where the cluster is, ``auto`` or HOST:PORT; None: one is started on this machine.
+    connect
+        Connects to the cluster.
+    """
+
+    out: Path
+    overwrite: bool = False
+    timeout: float | None = None
+    bars: Bars = field(default_factory=NoBars)
+    side_by_side: int = 1
+    address: str | None = None
+    make_work: MakeWork = slide_work
+    connect: Callable[[str | None], Cluster] = connect
+    _cluster: Cluster | None = field(default=None, init=False)
+    _sign: Path = field(default=Path(), init=False)
+    _tasks: dict[Hashable, tuple[Job, Order]] = field(default_factory=dict, init=False)
+    _proven: bool = field(default=False, init=False)  # the classifier could be loaded
+    _folders: ExitStack = field(default_factory=ExitStack, init=False)  # those still empty at the end go
+
+    def __post_init__(self) -> None:
+        self._console = Console(self.bars)
+
+    def __enter__(self) -> RayEngine:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End all tasks within five seconds; a signal meanwhile ends them at once."""
+        try:
+            if self._cluster:
+                self._cluster.close()
+        finally:
+            with undisturbed():  # a third signal finds nobody in the middle of this
+                for job, order in self._tasks.values():
+                    clear_after_death(order, job)
+                    self._console.end(str(job.name))
+                self._tasks.clear()
+                self._folders.close()
+
+    def run(self, jobs: Iterable[Job], settings: RunSettings) -> Iterator[Outcome]:
+        """Run slides, as `Engine` says, as they are done.
+
+        Raises
+        ------
+        SettingsError
+            Also if Ray is not installed, there is no cluster, or it has no such devices.
+        OutputError
+            If a machine does not see the output folder.
+        """
+        if settings.device not in _DEVICES:
+            raise SettingsError(
+                f"device (--device) is {settings.device!r}; with --engine ray, Ray deals out the GPUs: it "
+                f"has to be one of {', '.join(_DEVICES)}"
+            )
+        cluster = self._connected()
+        share = Share.of(cluster.machines(), settings.device, self.side_by_side)
+        order = Order(self.out, replace(settings, device=share.device), self.overwrite, log_level())
+        waiting, told = deque(jobs), time.monotonic()
+        while waiting or self._tasks:
+            while waiting and len(self._tasks) < _AT_ONCE:
+                yield from self._submit(cluster, waiting.popleft(), order, share)
+            for task, message in cluster.heard(_LISTENING) if self._tasks else ():
+                told = math.inf
+                yield from self._take(cluster, task, message)
+            if time.monotonic() - told > _PATIENCE:
+                log.warning("no machine of the Ray cluster has room for a slide yet (%s); waiting", share)
+                told = math.inf
+
+    def _connected(self) -> Cluster:
+        """Connect, and leave a sign in the output folder by which machines know it."""
+        if self._cluster is None:
+            self._cluster = self.connect(self.address)
+            self._sign = self._folders.enter_context(_signed(self.out))
+        return self._cluster
+
+    def _submit(self, cluster: Cluster, job: Job, order: Order, share: Share) -> Iterator[Outcome]:
+        """Let a slide be done."""
+        folder = self.out / job.name
+        try:
+            with writing(folder):
+                self._folders.enter_context(folders_above(folder))
+        except OutputError as error:
+            yield Outcome(job, failure=str(error), no_room=isinstance(error, NoRoomError))
+            return
+        errand = Errand(order, self.make_work, self.timeout, Path.cwd(), self._sign, self._proven)
+        self._tasks[cluster.submit(errand, job, share.cpus, share.gpus)] = job, order
+
+    def _take(self, cluster: Cluster, task: Hashable, message: Message) -> Iterator[Outcome]:
+        """Take what a task says; yield the outcome of its slide if that is it, or if the task is lost."""
+        job, order = self._tasks[task]
+        match message:
+            case Done(outcome):
+                self._leave(cluster, task)
+                yield outcome
+            case Lost(reason, trace):
+                self._leave(cluster, task)
+                clear_after_death(order, job)
+                yield Outcome(job, failure=f"{job.slide}: {reason}", trace=trace, lost=True)
+            case Loaded():
+                self._proven = True
+            case _:
+                self._console.show(str(job.name), message)
+
+    def _leave(self, cluster: Cluster, task: Hashable) -> None:
+        job, _ = self._tasks.pop(task)
+        cluster.forget(task)
+        self._console.end(str(job.name))
+
+
+@contextmanager
+def _signed(out: Path) -> Iterator[Path]:
+    """Leave a sign in a folder while the block runs."""
+    sign = out / f".{token_hex(8)}.ray"
+    with ExitStack() as stack:
+        with writing(out):
+            stack.enter_context(folders_above(sign))
+            stack.enter_context(tidying(lambda: _remove(sign)))
+            sign.touch()
+        yield sign
+
+
+def _remove(sign: Path) -> None:
+    with suppress(OSError):  # the folder has gone
+        sign.unlink(missing_ok=True)
