@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
+from threading import Event
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.helpers.slides import noise, pyramid, write_svs
+from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Size
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.viewer.tiles import TILE, SlideTiles, TileLayout, as_jpeg
@@ -54,3 +57,29 @@ def test_a_tile_is_made_once(tmp_path, monkeypatch):
         first = tiles.jpeg(tiles.layout.max_level, 0, 0)
         monkeypatch.setattr(slide, "read", None)
         assert tiles.jpeg(tiles.layout.max_level, 0, 0) is first
+
+
+def test_a_slide_is_closed_when_the_last_read_has_ended(tmp_path, monkeypatch):
+    with open_slide(write_svs(tmp_path / "s.svs", [noise(300, 300)])) as slide:
+        tiles, began, go_on, order = SlideTiles(slide), Event(), Event(), []
+        read, close, finest = slide.read, slide.close, tiles.layout.max_level
+
+        def slow(*what):
+            began.set()
+            assert go_on.wait(30)
+            order.append("read")
+            return read(*what)
+
+        monkeypatch.setattr(slide, "read", slow)
+        monkeypatch.setattr(slide, "close", lambda: (order.append("closed"), close()))
+        with ThreadPoolExecutor(2) as pool:
+            reading = pool.submit(tiles.jpeg, finest, 0, 0)
+            assert began.wait(30)
+            closing = pool.submit(tiles.close)
+            assert not closing.done()
+            go_on.set()
+            assert reading.result(30)
+            closing.result(30)
+        assert order == ["read", "closed"]
+        with pytest.raises(SlideError, match="closed already"):
+            tiles.jpeg(finest, 0, 0)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import io
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from threading import Condition
 from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Region, Size
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -64,16 +69,37 @@ class SlideTiles:
     def __init__(self, slide: Slide) -> None:
         self.layout = TileLayout(slide.size)
         self._slide = slide
+        self._idle, self._reads, self._closed = Condition(), 0, False
         self.jpeg = lru_cache(_KEPT)(self._make)
 
     def close(self) -> None:
-        """Close the slide, and forget its tiles."""
-        self._slide.close()
+        """Close the slide when nobody reads it any more: OpenSlide ends the program otherwise."""
+        with self._idle:
+            self._closed = True
+            self._idle.wait_for(lambda: not self._reads)
+            self._slide.close()
         self.jpeg.cache_clear()
 
     def _make(self, level: int, column: int, row: int) -> bytes | None:
         found = self.layout.tile(level, column, row)
-        return None if found is None else as_jpeg(self._slide.read(*found))
+        if found is None:
+            return None
+        with self._reading():
+            rgb = self._slide.read(*found)
+        return as_jpeg(rgb)
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        with self._idle:
+            if self._closed:
+                raise SlideError(f"{self._slide.path}: is closed already")
+            self._reads += 1
+        try:
+            yield
+        finally:
+            with self._idle:
+                self._reads -= 1
+                self._idle.notify_all()
 
 
 def as_jpeg(rgb: NDArray[np.uint8] | Image.Image) -> bytes:
