@@ -6,11 +6,13 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.mapspec import PLAIN, MapSpec
+from wsi_saliency.saliency.batches import DEFAULT_BATCH, CudaMemory, fitting_batch
 from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.layers import find_layer
 from wsi_saliency.saliency.network import Network, eval_mode
@@ -21,14 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from wsi_saliency.models.classifier import Classifier
+    from wsi_saliency.saliency.batches import DeviceMemory
     from wsi_saliency.saliency.layers import LayerGeometry
     from wsi_saliency.settings import Attribution, Method, Precision
-
-DEFAULT_BATCH = {"cuda": 128, "mps": 32, "cpu": 16}
 
 
 class Explanation(NamedTuple):
@@ -156,7 +156,10 @@ class Explainer:
         for layer, some in by_layer.items():
             for attribution in vanishing(network.module, layer, network.baseline_image, set(some)):
                 raise refusal(attribution, layer)
-        return cls(classifier, network, maps, indices, where, batch or DEFAULT_BATCH[where.type])
+        made = cls(classifier, network, maps, indices, where, batch or DEFAULT_BATCH[where.type])
+        if batch is None and (memory := memory_of(where)):
+            made.batch = fitting_batch(made.batch, memory, made._explain_blank)
+        return made
 
     @property
     def maps(self) -> tuple[MapSpec, ...]:
@@ -207,6 +210,10 @@ class Explainer:
         joined = {spec: torch.cat([part.maps[spec] for part in parts]) for spec in parts[0].maps}
         return Explanation(joined, torch.cat([part.logits for part in parts]))
 
+    def _explain_blank(self, n: int) -> None:
+        side = self.classifier.patch
+        self._explain(np.full((n, side, side, 3), 255, np.uint8), self.maps)
+
     def _explain(self, patches: NDArray[np.uint8], maps: Sequence[MapSpec]) -> Explanation:
         found: dict[MapSpec, dict[int, Tensor]] = {spec: {} for spec in maps}
 
@@ -219,6 +226,11 @@ class Explainer:
         stacked = {spec: torch.stack([by[i] for i in range(len(targets))], 1) for spec, by in found.items()}
         said = logits[min(logits, key=lambda method: SMOOTHING[method].changes_predictions)]
         return Explanation(stacked, said.float().cpu())
+
+
+def memory_of(device: torch.device) -> DeviceMemory | None:
+    """Return the memory of a device if it decides how many patches go together."""
+    return CudaMemory(device) if device.type == "cuda" else None
 
 
 def choose_device(name: str) -> torch.device:

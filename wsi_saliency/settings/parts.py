@@ -264,7 +264,7 @@ class DeviceSettings(Settings):
         "Patches per pass; halved when they do not fit.",
         metavar="N",
         within=whole(1),
-        shown="by device",
+        shown="by device and its free memory",
     )
 
 

@@ -18,8 +18,9 @@ from wsi_saliency.evaluation.phase import Surroundings, measure_phase, phase_cos
 from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.models.loading import load_chosen
+from wsi_saliency.saliency.batches import DEFAULT_BATCH
 from wsi_saliency.saliency.cancellation import refusal, vanishing
-from wsi_saliency.saliency.engine import DEFAULT_BATCH, Explainer, choose_device
+from wsi_saliency.saliency.engine import Explainer, choose_device
 from wsi_saliency.saliency.layers import strided_behind_stem
 from wsi_saliency.saliency.network import Network, eval_mode
 from wsi_saliency.saliency.reach import Reach

@@ -155,18 +155,15 @@ def explain_slide(
             before = None if overwrite else Result.read(folder)
             if before and (unlike := differences(before, path, settings, weight_hashes(explainer))):
                 return replace(before, kept=True, differences=unlike)
-            if before:  # a map that is added has the channels of the others, in their order
-                explainer = replace(explainer, targets=before.target_indices)
-            return _explain(
-                opened,
-                folder,
-                explainer,
-                settings,
-                before,
-                shown_by(progress),
-                resume=not overwrite,
-                seen=prepared.seen if prepared else None,
-            )
+            # A map that is added has the channels of the others, in their order.
+            explaining = replace(explainer, targets=before.target_indices) if before else explainer
+            seen, show = prepared.seen if prepared else None, shown_by(progress)
+            try:
+                return _explain(
+                    opened, folder, explaining, settings, before, show, resume=not overwrite, seen=seen
+                )
+            finally:  # what did not fit here does not fit in the next slide
+                explainer.batch = min(explainer.batch, explaining.batch)
 
 
 def check_job(

@@ -12,7 +12,7 @@ import torch
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.classifier import TUMOUR_NAMES, probabilities, standard_logits
-from wsi_saliency.saliency.engine import DEFAULT_BATCH
+from wsi_saliency.saliency.batches import DEFAULT_BATCH
 from wsi_saliency.workflows.facts import Fact, note, warning
 
 if TYPE_CHECKING:
