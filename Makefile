@@ -4,7 +4,7 @@ VENV := .venv
 LOWEST := .venv-lowest
 BIN := $(VENV)/bin
 
-.PHONY: demo docs test test-all coverage test-lowest lint types contracts dist clean
+.PHONY: demo docs faults test test-all coverage test-lowest lint types contracts dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wsi-saliency run sample_data/tumour_nests.svs --model demo -o demo-output --overwrite
@@ -37,6 +37,10 @@ coverage: $(VENV)/.installed-test
 # Needs 6 GB of disk; what such old packages deprecate is not looked at.
 test-lowest: $(LOWEST)/.installed-test
 	$(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
+
+# Runs that are killed, slides that are damaged or odd, full disks; prints what was lost. Takes a quarter of an hour.
+faults: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/faults.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

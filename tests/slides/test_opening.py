@@ -7,6 +7,7 @@ import os
 import socket
 import zipfile
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tests.helpers.slides import noise, write_ome_tiff, write_svs, write_tiff
+from tests.helpers.mutations import TIFF, mutated
+from tests.helpers.slides import noise, pyramid, section, write_ome_tiff, write_svs, write_tiff
 from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Mpp, Placement, Region, Size
 from wsi_saliency.heatmap.ome_xml import ome_xml
@@ -363,3 +365,36 @@ def test_folder_is_named(tmp_path: Path) -> None:
 )
 def test_slide_names(name: str, expected: bool) -> None:
     assert is_slide_name(name) is expected
+
+
+SMALL = pyramid(section(300, 200, (20, 20, 250, 150)), (1, 2))
+WAYS = [
+    (write, suffix, kind)
+    for write, suffix in ((write_svs, ".svs"), (write_tiff, ".tif"), (write_ome_tiff, ".ome.tif"))
+    for kind in TIFF
+]
+
+
+def what_is_wrong_with(path: Path) -> str | None:
+    """Read all levels; returns what is said if one cannot be read."""
+    try:
+        with open_slide(path, mpp=0.5) as slide:
+            for level in slide.levels:
+                size = Size(min(level.size.w, 300), min(level.size.h, 200))
+                slide.read(Region(0, 0, slide.size.w, slide.size.h), size)
+    except SlideError as error:
+        return str(error)
+    return None
+
+
+@pytest.mark.parametrize(("write", "suffix", "kind"), WAYS)
+def test_a_damaged_slide_is_read_or_refused_by_name(
+    tmp_path: Path, write: Callable[..., Path], suffix: str, kind: str
+) -> None:
+    """Whatever is wrong with it: nothing but our own errors, each of which names the file."""
+    whole = write(tmp_path / f"whole{suffix}", SMALL).read_bytes()
+    path = tmp_path / f"damaged{suffix}"
+    for seed in range(3):
+        path.write_bytes(mutated(whole, kind, Random(seed)))
+        said = what_is_wrong_with(path)
+        assert said is None or str(path) in said

@@ -69,6 +69,15 @@ def test_each_slide_is_found_once(tree):
     assert found("s", "?/*.svs", "s/b.svs") == {"s/a.svs": "a", "s/b.svs": "b"}
 
 
+def test_a_link_that_leads_to_no_file_is_a_slide_that_will_fail(tree, tmp_path):
+    """An archive that is not there must not make its slides go unnoticed."""
+    tree("s/a.svs")
+    for name, target in (("b.svs", "gone/b.svs"), ("c.svs", "c.svs"), ("folder.svs", "."), ("notes", "gone")):
+        (tmp_path / "s" / name).symlink_to(target)
+    slides = {f"s/{name}.svs": name for name in "abc"}
+    assert found("s") == found("s/*.svs") == found(*slides) == slides
+
+
 def test_slides_that_differ_in_suffix_only_keep_it(tree):
     tree("s/a.svs", "s/a.tif", "s/b.svs", "s/x/a.svs")
     assert found("s") == {"s/a.svs": "a_svs", "s/a.tif": "a_tif", "s/b.svs": "b", "s/x/a.svs": "x/a"}

@@ -41,7 +41,7 @@ def find_slides(inputs: Iterable[str | Path]) -> list[Job]:
     """
     found: dict[Path, tuple[Listed, Path]] = {}
     for listed, name in chain.from_iterable(_expand(text) for text in inputs):
-        key, says_more = listed.slide.resolve(), listed != Listed(listed.slide)
+        key, says_more = Path(os.path.realpath(listed.slide)), listed != Listed(listed.slide)
         if says_more or key not in found:
             found[key] = (listed, name)
     stems = Counter(_stem(name) for _, name in found.values())
@@ -153,11 +153,16 @@ def _matches(pattern: Path, root: Path) -> list[Path]:
     matches = [Path(match) for match in sorted(glob.glob(str(pattern), recursive=True))]
     paths = [path for path in matches if path != root or path.is_dir()]
     in_folders = [slide for path in paths if path.is_dir() for slide in _slides_below(path)]
-    return _selected([*(path for path in paths if path.is_file()), *in_folders], root)
+    return _selected([*(path for path in paths if _is_to_be_read(path)), *in_folders], root)
 
 
 def _slides_below(folder: Path) -> list[Path]:
-    return _selected(sorted(p for p in folder.rglob("*") if is_slide_name(p) and p.is_file()), folder)
+    return _selected(sorted(p for p in folder.rglob("*") if is_slide_name(p) and _is_to_be_read(p)), folder)
+
+
+def _is_to_be_read(path: Path) -> bool:
+    """Whether there is a file, or a link to one that has gone: left out, nobody would learn of that."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _selected(files: Iterable[Path], root: Path) -> list[Path]:
