@@ -2,6 +2,7 @@
 
     python benchmarks/viewer.py                 # 300 MB in a folder for temporary files, removed at the end
     python benchmarks/viewer.py --width 4000 --height 3000
+    python benchmarks/viewer.py --factors 1,4,16     # as if the scanner had written no smaller level
 
 First view: what a browser asks for at once after the start, on a window of 1280 × 800: facts, and tiles of
 the whole slide and its map. Then tiles of the finest level, cold and warm (asked for a second time), of a
@@ -37,7 +38,6 @@ from wsi_saliency.viewer.server import Server
 from wsi_saliency.viewer.site import Site
 
 TILE, CELL = 512, 16
-FACTORS = (1, 4, 16, 64)
 TILED: dict[str, Any] = {"tile": (TILE, TILE), "compression": "jpeg"}
 
 
@@ -57,11 +57,11 @@ def encoded(folder: Path) -> bytes:
         return tiff.filehandle.read(page.databytecounts[0])
 
 
-def write_slide(path: Path, size: Size) -> None:
+def write_slide(path: Path, size: Size, factors: list[int]) -> None:
     """Write a slide of one tile, again and again."""
     tile = encoded(path.parent)
     with tifffile.TiffWriter(path, bigtiff=True) as tiff:
-        for number, factor in enumerate(FACTORS):
+        for number, factor in enumerate(factors):
             w, h = size.w // factor, size.h // factor
             tiff.write(
                 repeat(tile, -(-w // TILE) * -(-h // TILE)),
@@ -75,9 +75,9 @@ def write_slide(path: Path, size: Size) -> None:
             )
 
 
-def made_result(folder: Path, size: Size) -> Result:
+def made_result(folder: Path, size: Size, factors: list[int]) -> Result:
     """Write a slide, and a result of noise with a patch for every 448 pixels."""
-    write_slide(folder / "slide.tif", size)
+    write_slide(folder / "slide.tif", size, factors)
     rng = np.random.default_rng(1)
     values = rng.random((1, size.h // CELL, size.w // CELL), np.float32)
     tiles = [
@@ -166,10 +166,11 @@ def measure(result: Result, size: Size) -> None:
 @click.command()
 @click.option("--width", default=100_000, help="Pixels of the slide.")
 @click.option("--height", default=80_000, help="Pixels of the slide.")
-def main(width: int, height: int) -> None:
+@click.option("--factors", default="1,4,16,64", help="By how much each level of the file is smaller.")
+def main(width: int, height: int, factors: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         size = Size(width, height)
-        measure(made_result(Path(folder), size), size)
+        measure(made_result(Path(folder), size, [int(f) for f in factors.split(",")]), size)
 
 
 if __name__ == "__main__":

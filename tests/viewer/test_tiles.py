@@ -13,6 +13,8 @@ from tests.helpers.slides import noise, pyramid, write_svs
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Size
 from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.slides.whole import read_whole
+from wsi_saliency.viewer import tiles as module
 from wsi_saliency.viewer.tiles import TILE, SlideTiles, TileLayout, as_jpeg
 
 
@@ -60,7 +62,7 @@ def test_a_tile_is_made_once(tmp_path, monkeypatch):
 
 
 def test_a_slide_is_closed_when_the_last_read_has_ended(tmp_path, monkeypatch):
-    with open_slide(write_svs(tmp_path / "s.svs", [noise(300, 300)])) as slide:
+    with open_slide(write_svs(tmp_path / "s.svs", [noise(300, 600)])) as slide:
         tiles, began, go_on, order = SlideTiles(slide), Event(), Event(), []
         read, close, finest = slide.read, slide.close, tiles.layout.max_level
 
@@ -82,4 +84,33 @@ def test_a_slide_is_closed_when_the_last_read_has_ended(tmp_path, monkeypatch):
             closing.result(30)
         assert order == ["read", "closed"]
         with pytest.raises(SlideError, match="closed already"):
-            tiles.jpeg(finest, 0, 0)
+            tiles.jpeg(finest, 1, 0)
+
+
+def test_a_slide_without_a_small_level_is_looked_at_once_for_all_coarse_tiles(tmp_path, monkeypatch):
+    smooth = np.kron(noise(60, 85), np.ones((64, 64, 1), np.uint8))  # 5440 × 3840 pixels
+    looks = []
+
+    def look(slide, sizes):
+        looks.append(sizes)
+        return read_whole(slide, sizes)
+
+    monkeypatch.setattr(module, "read_whole", look)
+    monkeypatch.setattr(module, "SMALL", 2**20)
+    with open_slide(write_svs(tmp_path / "s.svs", [smooth])) as slide:
+        tiles, finest = SlideTiles(slide), TileLayout(slide.size).max_level
+        for level in range(tiles.layout.min_level, finest - 2):
+            for column, row in product(range(2), range(2)):
+                found = tiles.layout.tile(level, column, row)
+                shown = tiles.jpeg(level, column, row)
+                assert (found is None) == (shown is None)
+                if found:
+                    pixels, direct = (
+                        np.asarray(Image.open(io.BytesIO(jpeg)), int)
+                        for jpeg in (shown, as_jpeg(slide.read(*found)))
+                    )
+                    assert pixels.shape == direct.shape
+                    assert np.abs(pixels - direct).mean() < 6
+        assert looks == [[tiles.layout.level_size(finest - 3)]]
+        tiles.jpeg(finest - 2, 0, 0)
+        assert len(looks) == 1
