@@ -188,6 +188,36 @@ def test_an_address_where_nobody_answers_is_one_line_soon(monkeypatch, address, 
         ray_cluster._start(None, address)
 
 
+def named(*names):
+    """An error whose classes have these names, as Ray's have, with the words of the last line last."""
+    kind = Exception
+    for name in names:
+        kind = type(name, (kind,), {})
+    return kind("A long story\nby Ray\nModuleNotFoundError: No module named 'x'")
+
+
+@pytest.mark.parametrize(
+    ("names", "reason"),
+    [
+        (["RayError", "NodeDiedError"], "the machine was lost"),
+        (["RayError", "LocalRayletDiedError"], "the machine was lost"),
+        (["RayError", "OutOfMemoryError"], "the memory of the machine was used up"),
+        (["RayError", "WorkerCrashedError"], "the process or its machine was lost"),
+        (["RayError", "TaskCancelledError", "RayTaskError"], "the process or its machine was lost"),
+    ],
+)
+def test_what_ray_says_in_many_lines_is_a_few_words(names, reason):
+    lost = ray_cluster._lost(named(*names))
+    assert (lost.reason, lost.trace.splitlines()[0]) == (reason, "A long story")
+
+
+def test_a_machine_without_the_program_ends_the_run():
+    told = ray_cluster._lost(named("RayError", "RayTaskError"))
+    assert str(told.error).startswith(
+        "a machine of the Ray cluster cannot work (ModuleNotFoundError: No module named 'x')"
+    )
+
+
 def test_a_run_without_ray_does_not_import_it():
     code = "import sys, wsi_saliency.engines.folders; print('ray' in sys.modules, 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

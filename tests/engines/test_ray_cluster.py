@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 pytest.importorskip("ray")
 
 TWO_NODES = """
-import json, sys, time, threading
+import json, os, signal, sys, time, threading
 from pathlib import Path
 import ray
 from ray.cluster_utils import Cluster
@@ -49,7 +49,11 @@ def works(process):
 def kill_when_both_work():
     while len(workers()) < 2:
         time.sleep(0.05)
-    cluster.remove_node(second, allow_graceful=False)
+    if sys.argv[1] == "node":
+        cluster.remove_node(second, allow_graceful=False)
+    else:  # the process of Ray's above one of the workers
+        status = Path("/proc", workers()[0], "status").read_text()
+        os.kill(int(status.split("PPid:")[1].split()[0]), signal.SIGKILL)
     while all(map(works, workers())):
         time.sleep(0.05)
     Path("in/killed").touch()
@@ -76,8 +80,9 @@ def python(folder, code, *arguments, seconds=300):
     return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
 
 
-def test_a_node_that_is_killed_in_the_middle_costs_no_slide(tmp_path):
-    code, out, err = python(tmp_path, TWO_NODES)
+@pytest.mark.parametrize("killed", ["node", "process"])
+def test_what_is_killed_in_the_middle_costs_no_slide(tmp_path, killed):
+    code, out, err = python(tmp_path, TWO_NODES, killed)
     assert code == 0, err
     said, left = json.loads(out[-1])
     names = ["holds-1", "holds-2", *(f"s{i}" for i in range(6))]
