@@ -90,4 +90,4 @@ def test_offline_mode_uses_the_cache_and_says_what_is_missing(cache: Path) -> No
     assert (done.returncode, done.stderr) == (0, "")
     loaded, failed = done.stdout.splitlines()
     assert loaded == "('metastasis',)"
-    assert "offline mode is enabled" in failed
+    assert "HF_HUB_OFFLINE is set" in failed

@@ -14,6 +14,7 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from huggingface_hub.utils.tqdm import (
@@ -34,6 +35,7 @@ _BARS = "huggingface_hub"  # the group of its bars
 TIMEOUT = 10.0  # seconds the Hub may take to answer
 
 _KNOWN: Mapping[type[Exception], str] = {  # in this order, for the one is also the other
+    OfflineModeIsEnabled: "HF_HUB_OFFLINE is set; without it, it is downloaded once",
     GatedRepoError: "it is gated; accept its terms on its page, then log in with: hf auth login",
     RepositoryNotFoundError: "there is none of this name, or it is private; then log in with: hf auth login",
 }
