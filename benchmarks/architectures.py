@@ -73,7 +73,7 @@ _REASONS = {
     "rounding noise": "rounding noise",
     "cancel": "channels cancel",
     "strided convolution": _NOTHING,
-    "no rule": "no rule",
+    "no rule": "no rule",  # of none of these; of a newer timm, perhaps
     "1/16": "no layer at 1/16",
     "grid": "no grid of cells",
 }

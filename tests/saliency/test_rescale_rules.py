@@ -1,15 +1,26 @@
 from __future__ import annotations
 
 import pytest
+import timm
 import torch
 from torch import nn
+from torchvision import models
 
 from tests.helpers.tokennets import registered_vit, small_swin, small_vit
 from wsi_saliency.errors import ModelError
 from wsi_saliency.mapspec import MapSpec
 from wsi_saliency.saliency.attribution import AttributionInput, Baselines, rescale_multipliers
 from wsi_saliency.saliency.patches import explain_patches
-from wsi_saliency.saliency.rescale_rules import attention, elementwise, matrix_product, softmax
+from wsi_saliency.saliency.rescale_rules import (
+    attention,
+    elementwise,
+    group_norm,
+    matrix_product,
+    multi_head_attention,
+    norm,
+    normalize,
+    softmax,
+)
 
 
 def pair(*shape, seed=0, spread=2.0):
@@ -100,6 +111,112 @@ def test_attention_sends_all_of_its_difference(mask, scale):
     sent, there, multipliers = sent_back(y, reference(*before, **how), *pairs)
     assert sent == pytest.approx(there, rel=1e-9)
     assert all(m.isfinite().all() for m in multipliers)
+
+
+def test_group_norm_sends_all_of_its_difference():
+    x, x0 = pair(2, 6, 3, 5)
+    weight, bias = torch.randn(2, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    y = group_norm(x, x0, 3, weight, bias, 1e-3)
+    torch.testing.assert_close(y, nn.functional.group_norm(x, 3, weight, bias, 1e-3))
+    before = nn.functional.group_norm(x0, 3, weight, bias, 1e-3)
+    sent, there, _ = sent_back(y, before, (x, x0))
+    assert sent == pytest.approx(there, rel=1e-9)
+
+
+@pytest.mark.parametrize("baseline", ["drawn", "zero", "same"])
+@pytest.mark.parametrize("dim", [1, (1, 2), None])
+def test_a_norm_sends_all_of_its_difference(dim, baseline):
+    x, x0 = pair(2, 6, 7)
+    x0 = {"drawn": x0, "zero": torch.zeros_like(x0), "same": x.detach().clone()}[baseline]
+    y = norm(x, x0, dim, True)
+    torch.testing.assert_close(y, x.norm(p=2, dim=dim, keepdim=True))
+    sent, there, multipliers = sent_back(y, x0.norm(p=2, dim=dim, keepdim=True), (x, x0))
+    assert sent == pytest.approx(there, rel=1e-6, abs=1e-9)
+    assert multipliers[0].isfinite().all()
+
+
+@pytest.mark.parametrize("zero", [True, False])
+def test_normalize_sends_all_of_its_difference(zero):
+    x, x0 = pair(2, 6, 7)
+    x0 = x0 * (not zero)
+    y = normalize(x, x0, dim=-1, eps=1e-3)
+    torch.testing.assert_close(y, nn.functional.normalize(x, dim=-1, eps=1e-3))
+    sent, there, multipliers = sent_back(y, nn.functional.normalize(x0, dim=-1, eps=1e-3), (x, x0))
+    assert sent == pytest.approx(there, rel=1e-6)
+    assert multipliers[0].isfinite().all()
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_of_several_heads_sends_all_of_its_difference(bias):
+    module = nn.MultiheadAttention(8, 2, bias=bias).double().eval().requires_grad_(False)
+    pairs = [pair(5, 3, 8, seed=seed) for seed in range(3)]
+    now, before = zip(*pairs, strict=True)
+    layers = (module.in_proj_weight, module.in_proj_bias), (module.out_proj.weight, module.out_proj.bias)
+    y = multi_head_attention(now, before, 2, *layers)
+    torch.testing.assert_close(y, module(*now, need_weights=False)[0])
+    sent, there, _ = sent_back(y, module(*before, need_weights=False)[0], *pairs)
+    assert sent == pytest.approx(there, rel=1e-9)
+
+
+def torchvisions_vit():
+    """One with ``nn.MultiheadAttention``, in float64."""
+    torch.manual_seed(0)
+    net = models.VisionTransformer(32, 8, 2, 3, 24, 48, num_classes=3)
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return net.double().eval()
+
+
+def named(name, **how):
+    """A network of timm in float64, of weights that say something."""
+    torch.manual_seed(0)
+    net = timm.create_model(name, num_classes=3, **how).double().eval()
+    for parameter in net.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return net
+
+
+SMALL = {
+    "torchvision's vit": (torchvisions_vit, "encoder.layers.encoder_layer_0", 32),
+    "swinv2": (
+        lambda: named("swinv2_tiny_window8_256", img_size=64, embed_dim=12, depths=(1, 1), num_heads=(2, 2)),
+        "layers.0",
+        64,
+    ),
+    "convnextv2": (lambda: named("convnextv2_atto", depths=(1,) * 4, dims=(8, 8, 16, 16)), "stages.0", 32),
+    "poolformer": (lambda: named("poolformer_s12"), "stages.0", 32),
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_contributions_sum_to_the_difference_of_logits(name):
+    make, layer, side = SMALL[name]
+    net = make()
+    torch.manual_seed(1)
+    images = torch.randn(2, 3, side, side, dtype=torch.float64)
+    black = torch.zeros_like(images[:1])
+    asked = AttributionInput(
+        net, [MapSpec(layer, "none", "deeplift")], images, [torch.tensor([1, 1])], Baselines(net, black)
+    )
+    slopes = rescale_multipliers(asked)
+    (_, _, by_layer) = next(slopes.each)
+    difference = slopes.activations[layer].detach() - asked.baseline.activation(layer)
+    found = (difference * by_layer[layer]).flatten(1).sum(1)
+    torch.testing.assert_close(found, (net(images) - net(black))[:, 1], rtol=1e-5, atol=1e-6)
+
+
+def test_heads_that_give_a_map_of_their_weights_are_refused_by_name():
+    class Weighed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.proj, self.heads = nn.Conv2d(3, 4, 8, 8), nn.MultiheadAttention(4, 2, batch_first=True)
+
+        def forward(self, x):
+            x = self.proj(x).flatten(2).transpose(1, 2)
+            return self.heads(x, x, x)[0].mean(1)
+
+    with pytest.raises(ModelError, match=r"no rule for 'multi_head_attention_forward'.*integrated-gradients"):
+        explain_patches(Weighed().eval(), torch.randn(1, 3, 32, 32), "proj", 0, "deeplift", "none")
 
 
 def unfused(make):

@@ -12,10 +12,12 @@ linear                 its derivative, which is Δy / Δx
 elementwise f(x)       Δy / Δx; f'(x) where Δx is too small to divide by
 product a · b          (b + b′) / 2 for a and (a + a′) / 2 for b, so that both sum to Δ(a · b)
 max pooling            Δy goes to the winner: the image's where y grew, the baseline's where it fell
-layer normalisation    centred d times scale s: s for d and d′ for s; Δy / Δx for s as a function of d
+layer normalisation    centred d times scale s: s for d and d′ for s; Δy / Δx for s as a function of d;
+                       group normalisation is that of each group
+norm, x / norm         the root of a sum of squares: Δy / Δx for each; a quotient is a product with 1 / b
 matrix product a @ b   as the product
 softmax                exp(z), z = x − log Σ exp(x): Δy / Δx for each of exp, sum, log and exp
-attention              two matrix products and a softmax
+attention              two matrix products and a softmax; of several heads, linear layers around it
 =====================  ==========================================================================
 
 Whatever else depends on the activation is refused by name, so that contributions sum to y − y′.
@@ -36,9 +38,13 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.saliency.rescale_rules import (
     attention,
     elementwise,
+    group_norm,
     layer_norm,
     matrix_product,
     max_pool,
+    multi_head_attention,
+    norm,
+    normalize,
     product,
     quotient,
     relu,
@@ -88,6 +94,10 @@ _BY_TWO = (
     | dict.fromkeys(["div", "divide", "true_divide", "truediv", "itruediv"], quotient)
     | dict.fromkeys(["matmul", "bmm", "mm"], matrix_product)
 )
+_NORMALISING: dict[str, Any] = {"layer_norm": layer_norm, "group_norm": group_norm}
+_EUCLIDEAN: dict[str, Any] = {"norm": norm, "normalize": normalize}
+_OF_EUCLIDEAN: dict[str, Any] = {"norm": ("p", "dim", "keepdim"), "normalize": ("p", "dim", "eps")}
+_HEADS = "multi_head_attention_forward"
 _ATTENTION = ("attn_mask", "dropout_p", "is_causal", "scale")  # arguments behind query, key and value
 # Linear functions, whose derivative is the rule; and those that compute no number from the activation.
 _NEED_NO_RULE = frozenset(
@@ -217,7 +227,8 @@ class RecordBaseline(TorchFunctionMode):
             return func(*args, **kwargs)
         kept = tuple(a.detach().clone() if isinstance(a, Tensor) else a for a in args)
         result = func(*args, **kwargs)
-        self.tape.calls.append((name, kept, result.detach().clone()))
+        given = result.detach().clone() if isinstance(result, Tensor) else None
+        self.tape.calls.append((name, kept, given))
         return result
 
 
@@ -276,7 +287,25 @@ def _has_rule(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     if name == "scaled_dot_product_attention":
         given = dict(zip(_ATTENTION, args[3:], strict=False)) | kwargs
         return len(args) > 2 and not (given.get("is_causal") or given.get("enable_gqa"))
-    return name in _ELEMENTWISE or name in ("max_pool2d", "layer_norm", "softmax")
+    if name == _HEADS:
+        return _is_plain(args, kwargs)
+    if name in _EUCLIDEAN:
+        given = dict(zip(_OF_EUCLIDEAN[name], args[1:], strict=False)) | kwargs
+        return given.get("p", 2) in (2, "fro") and given.get("dtype") is None
+    return name in _ELEMENTWISE | _NORMALISING.keys() or name in ("max_pool2d", "softmax", "addcmul")
+
+
+def _is_plain(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Tell attention of several heads without masks, further keys or a map of its weights."""
+    odd = ("key_padding_mask", "need_weights", "attn_mask", "use_separate_proj_weight", "is_causal")
+    given = [*args[7:10], *(kwargs.get(name) for name in odd)]
+    return len(args) == 13 and all(value is None or value is False for value in given)
+
+
+def _asked(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of a norm, but for its ``p``."""
+    given = dict(zip(_OF_EUCLIDEAN[name], args[1:], strict=False)) | kwargs
+    return {key: given[key] for key in _OF_EUCLIDEAN[name][1:] if key in given}
 
 
 def _apply(
@@ -298,8 +327,16 @@ def _apply(
         y = softmax(x, x0, kwargs["dim"] if "dim" in kwargs else args[1])
     elif name == "max_pool2d":
         y = max_pool(x, x0, args[1:], kwargs)
-    elif name == "layer_norm":
-        y = layer_norm(x, x0, *args[1:], **kwargs)
+    elif name == "addcmul":
+        others = tuple(_like(b, a) for a, b in zip(args[1:3], baseline_args[1:], strict=False))
+        y = x + kwargs.get("value", 1) * product(*args[1:3], *others)
+    elif name in _EUCLIDEAN:
+        y = _EUCLIDEAN[name](x, x0, **_asked(name, args, kwargs))
+    elif name in _NORMALISING:
+        y = _NORMALISING[name](x, x0, *args[1:], **kwargs)
+    elif name == _HEADS:
+        others = tuple(_like(b, a, axis=1) for a, b in zip(args[:3], baseline_args, strict=False))
+        return multi_head_attention(args[:3], others, args[4], (args[5], args[6]), (args[11], args[12])), None
     elif name == "relu":
         y = relu(x, x0, _like(baseline_result, x))
     else:
@@ -322,8 +359,12 @@ def _out_of_place(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> C
     return lambda x: func(x.clone(), *args, **kwargs)
 
 
-def _like(baseline: Any, x: Any) -> Any:
+def _like(baseline: Any, x: Any, axis: int = 0) -> Any:
     """Repeat the baseline's values along the batch, if there are several images to one baseline."""
-    if not isinstance(baseline, Tensor) or baseline.ndim == 0 or baseline.shape[0] in (1, x.shape[0]):
+    if not isinstance(baseline, Tensor) or baseline.ndim <= axis:
         return baseline
-    return baseline.repeat(x.shape[0] // baseline.shape[0], *[1] * (baseline.ndim - 1))
+    if baseline.shape[axis] in (1, x.shape[axis]):
+        return baseline
+    times = [1] * baseline.ndim
+    times[axis] = x.shape[axis] // baseline.shape[axis]
+    return baseline.repeat(*times)

@@ -146,6 +146,73 @@ def layer_norm(
     return y if bias is None else y + bias
 
 
+def group_norm(
+    x: Tensor,
+    x0: Tensor,
+    num_groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Return group normalisation: layer normalisation of the channels of each group."""
+    grouped, grouped0 = (t.reshape(len(t), num_groups, -1) for t in (x, x0))
+    y = layer_norm(grouped, grouped0, (grouped.shape[-1],), eps=eps).view_as(x)
+    of_channels = (1, -1, *[1] * (x.ndim - 2))
+    y = y if weight is None else y * weight.view(of_channels)
+    return y if bias is None else y + bias.view(of_channels)
+
+
+def _root(t: Tensor) -> Tensor:
+    return t.clamp_min(torch.finfo(t.dtype).tiny).sqrt()  # without an infinite slope at 0
+
+
+def norm(x: Tensor, x0: Tensor, dim: tuple[int, ...] | int | None = None, keepdim: bool = False) -> Tensor:
+    """Return the Euclidean norm over some axes: the root of a sum of squares."""
+    of_squares, of_squares0 = elementwise(torch.square, x, x0, x0.square()), x0.square()
+    total, total0 = (t.sum(dim, keepdim=keepdim) for t in (of_squares, of_squares0))
+    return elementwise(_root, total, total0, _root(total0))
+
+
+def normalize(x: Tensor, x0: Tensor, dim: int = 1, eps: float = 1e-12) -> Tensor:
+    """Return x over its Euclidean norm along an axis, which is ``eps`` at least."""
+    length, length0 = norm(x, x0, dim, True), _root(x0.square().sum(dim, keepdim=True))
+    least = length0.clamp_min(eps)
+    return quotient(x, elementwise(lambda t: t.clamp_min(eps), length, length0, least), x0, least)
+
+
+def multi_head_attention(
+    inputs: tuple[Tensor, ...],
+    inputs0: tuple[Tensor, ...],
+    heads: int,
+    into: tuple[Tensor, Tensor | None],
+    out: tuple[Tensor, Tensor | None],
+) -> Tensor:
+    """Return attention of several heads, that of ``nn.MultiheadAttention``: linear layers around `attention`.
+
+    Parameters
+    ----------
+    inputs, inputs0
+        Query, key and value, (L, N, E) each, of images and baseline.
+    heads
+        Their number; each sees E / heads channels.
+    into, out
+        Weight and bias of the layer in front, (3 E, E), and behind.
+    """
+    weights = into[0].chunk(3)
+    biases: tuple[Tensor | None, ...] = (None,) * 3 if into[1] is None else into[1].chunk(3)
+
+    def each_head(t: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        length, n = t.shape[:2]
+        return F.linear(t, weight, bias).view(length, n, heads, -1).permute(1, 2, 0, 3)
+
+    now, before = (
+        tuple(each_head(*parts) for parts in zip(three, weights, biases, strict=True))
+        for three in (inputs, inputs0)
+    )
+    seen = attention(now, before, None, None)  # (N, heads, L, E / heads)
+    return F.linear(seen.permute(2, 0, 1, 3).flatten(2), *out)
+
+
 class _MaxPool(torch.autograd.Function):
     """Max pooling whose gradient goes back by the rule."""
 
