@@ -23,6 +23,14 @@ from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.workflows import journal
 
 
+@pytest.mark.parametrize("command", ["run", "evaluate", "render"])
+def test_results_do_not_go_to_a_url(call, slide, tmp_path, command):
+    result = call(command, slide, "-o", "s3://bucket/maps")
+    assert result.exit_code == 2
+    assert "'s3://bucket/maps' is a URL, and results go to a folder; name one, and copy it" in result.stderr
+    assert left(tmp_path) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

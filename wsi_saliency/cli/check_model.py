@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import echo_table, speak
+from wsi_saliency.cli.types import Output
 from wsi_saliency.settings import ModelCheckSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(
@@ -24,7 +28,7 @@ from wsi_saliency.settings import ModelCheckSettings
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     metavar="FILE",
     help="Write a picture of the patches by score, PNG.",
 )

@@ -8,13 +8,14 @@ import click
 
 from wsi_saliency.cli.options import Command, examples
 from wsi_saliency.cli.terminal import SOME_FAILED, echo
+from wsi_saliency.cli.types import Output
 
 
 @click.command(cls=Command, epilog=examples("doctor", "doctor -o /data/maps"))
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     default=Path("saliency"),
     show_default=True,
     metavar="FOLDER",

@@ -8,6 +8,7 @@ import click
 
 from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import echo, speak
+from wsi_saliency.cli.types import Output
 from wsi_saliency.settings import EvaluationSettings
 
 
@@ -22,7 +23,7 @@ from wsi_saliency.settings import EvaluationSettings
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     default=Path("evaluation"),
     show_default=True,
     metavar="FOLDER",

@@ -9,7 +9,7 @@ import click
 
 from wsi_saliency.cli.options import Command, examples
 from wsi_saliency.cli.terminal import echo, speak
-from wsi_saliency.cli.types import Box, Number
+from wsi_saliency.cli.types import Box, Number, Output
 from wsi_saliency.settings import Bounds, whole
 
 
@@ -25,7 +25,7 @@ from wsi_saliency.settings import Bounds, whole
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     default=Path("figure.pdf"),
     show_default=True,
     metavar="FILE",

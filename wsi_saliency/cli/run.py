@@ -9,6 +9,7 @@ import click
 
 from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import SOME_FAILED, echo, echo_table, interrupted, speak
+from wsi_saliency.cli.types import Output
 from wsi_saliency.messages import duration_in_words
 from wsi_saliency.models.wording import bytes_in_words
 from wsi_saliency.settings import BatchSettings, RunSettings
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     default=Path("saliency"),
     show_default=True,
     metavar="FOLDER",

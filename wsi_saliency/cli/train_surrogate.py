@@ -8,6 +8,7 @@ import click
 
 from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import echo_table, interrupted, speak
+from wsi_saliency.cli.types import Output
 from wsi_saliency.settings import TrainingSettings
 
 
@@ -23,7 +24,7 @@ from wsi_saliency.settings import TrainingSettings
 @click.option(
     "-o",
     "--out",
-    type=click.Path(path_type=Path),
+    type=Output(),
     default=Path("surrogate.safetensors"),
     show_default=True,
     metavar="FILE",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -16,6 +17,20 @@ if TYPE_CHECKING:
 
 _Param = click.Parameter | None
 _Context = click.Context | None
+
+
+class Output(click.Path):
+    """A place in the file system; a URL would become a folder of that name there."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: _Param, ctx: _Context) -> Any:
+        """Refuse URLs."""
+        if "://" in str(value):
+            wanted = "results go to a folder; name one, and copy it when the run is over"
+            self.fail(f"{str(value)!r} is a URL, and {wanted}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]
