@@ -36,6 +36,7 @@ REPORT = "report.html"
 MAP = "saliency"
 ZARR, TIFF, OVERVIEW = f"{MAP}.ome.zarr", f"{MAP}.ome.tif", "overview.png"
 BOX_COLUMNS = ("x", "y", "w", "h", "tissue")
+QUALITY_COLUMNS = ("qc_pen", "qc_fold", "qc_sharpness")
 MAP_SETTINGS = ("layers", "methods", "attributions", "targets", "surrogate")
 """Settings that say which maps are asked for; of the surrogate, the weights' hash is compared."""
 _WITHOUT_EFFECT = frozenset(

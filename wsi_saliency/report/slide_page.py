@@ -193,6 +193,18 @@ def _slide_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Resolution", f"{mpp['x']:.4g} × {mpp['y']:.4g} µm per pixel, from {slide['mpp_source']}"),
         ("Objective", f"{power:g}×" if power else "the file does not say"),
         ("Tissue", f"{slide['tissue_mm2']:.2f} mm²"),
+        *_quality_facts(record),
+    ]
+
+
+def _quality_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Say how many patches have pen, folds or blur, if that was looked for."""
+    found = record.get("quality")
+    if not found:
+        return []
+    counts = ", ".join(f"{found[what]} with {what}" for what in ("pen", "fold", "blur"))
+    return [
+        ("Patches that may be spoilt", f"{counts}, of {record['patches']['tissue']}; tiles.csv says which")
     ]
 
 

@@ -250,6 +250,18 @@ class GridSettings(TissueSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QualitySettings(Settings):
+    """Whether what spoils tissue is looked for."""
+
+    heading: ClassVar[str] = "Slides"
+    qc: bool = option(
+        False,
+        "Note pen, folds and blur of each patch in tiles.csv, and count them; all patches are explained "
+        "nevertheless.",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class DeviceSettings(Settings):
     """Where networks run, and on how much at a time."""
 

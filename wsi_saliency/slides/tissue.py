@@ -190,6 +190,13 @@ def tissue_in(rgb: NDArray[np.uint8], pixel_um2: float = MASK_MPP**2) -> _Mask:
     return _cleaned(stained & ~ink, pixel_um2) & ~ink
 
 
+def ink_in(rgb: NDArray[np.uint8]) -> _Mask:
+    """Find marker strokes in a picture of a few to 20 µm per pixel, (h, w, 3) uint8; (h, w) bool."""
+    texture = _texture(rgb)
+    density = _optical_density(rgb, _glass_colour(rgb, texture))
+    return _ink(density, density.max(axis=2) - density.min(axis=2), density.mean(axis=2), texture)
+
+
 def _texture(rgb: NDArray[np.uint8]) -> _Floats:
     """Local standard deviation of the grey level: cells and fibres have it, glass and ink do not."""
     grey = rgb.mean(axis=2, dtype=np.float32)

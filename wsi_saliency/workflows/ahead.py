@@ -69,7 +69,7 @@ class LookAhead:
             self._file = _file_facts(self.job.slide)
             slide = open_slide(self.job.slide, self.settings.mpp)
             try:
-                self._found = Prepared(slide, look_at(slide, self.settings.workers))
+                self._found = Prepared(slide, look_at(slide, self.settings.workers, quality=self.settings.qc))
                 self._read_first(self._found)
             except BaseException:
                 self._found = None

@@ -18,7 +18,8 @@ from wsi_saliency.heatmap.exports import export, export_again
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
-from wsi_saliency.heatmap.result import OVERVIEW, ZARR, MapFiles, Result, differences, write_record
+from wsi_saliency.heatmap.quality_counts import quality_counts
+from wsi_saliency.heatmap.result import OVERVIEW, TILES, ZARR, MapFiles, Result, differences, write_record
 from wsi_saliency.heatmap.snapshot import DamagedSnapshotError
 from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.report.slide_page import write_slide_page
@@ -240,9 +241,8 @@ def _explain(
     clock = Stopwatch()
     there = {found.spec: int(found.layer["reduction"]) for found in before.maps} if before else {}
     with clock.station("tissue"):
-        seen = seen or look_at(
-            slide, settings.workers, partial(progress, f"{slide.path.name}: tissue", unit="piece")
-        )
+        watch = partial(progress, f"{slide.path.name}: tissue", unit="piece")
+        seen = seen or look_at(slide, settings.workers, watch, quality=settings.qc)
         plan = plan_slide(slide, explainer, settings, there, seen)
     if before and not plan.maps:
         return replace(before, kept=True)
@@ -302,7 +302,8 @@ def _write_results(
     maps = [*earlier, *(map_record(plan, spec, heatmap) for spec, heatmap in heatmaps.items())]
     with clock.station("overview"):
         _write_contact_sheet(work, maps, plan.seen.thumbnail, predictions[0], settings)
-    return run_record(plan, settings, maps, predictions, before)
+    record = run_record(plan, settings, maps, predictions, before)
+    return record | {"quality": quality_counts(work / TILES)}
 
 
 def _write_contact_sheet(

@@ -107,7 +107,7 @@ def plan_slide(
     grid = TileGrid.over(
         canvas, explainer.classifier.patch, settings.overlap, reduction, layers[0].total_stride
     )
-    seen = seen or look_at(slide, settings.workers)
+    seen = seen or look_at(slide, settings.workers, quality=settings.qc)
     shares = tissue_shares(grid, seen.tissue)
     wanted = np.flatnonzero(shares >= settings.tissue_threshold)
     return Plan(

@@ -14,6 +14,7 @@ from wsi_saliency.heatmap.overview import Predictions
 from wsi_saliency.heatmap.pyramid import HeatmapInfo
 from wsi_saliency.heatmap.result import (
     BOX_COLUMNS,
+    QUALITY_COLUMNS,
     TILES,
     MapFiles,
     columns_of,
@@ -25,10 +26,11 @@ from wsi_saliency.heatmap.tile_table import tile_table
 from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.models.classifier import probabilities
 from wsi_saliency.slides.blocks import PatchReader
+from wsi_saliency.slides.quality import sharpness
 from wsi_saliency.workflows.progress import silence
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -136,12 +138,12 @@ class _Growth:
     done: int
     whole: bool = True
 
-    def add(self, tiles: Sequence[Tile], explanation: Explanation) -> None:
+    def add(self, tiles: Sequence[Tile], patches: NDArray[np.uint8], explanation: Explanation) -> None:
         """Add some patches."""
         self.whole = False
         for spec, sink in self.sinks.items():
             sink.add(tiles, explanation.maps[spec])
-        for row in self.rows.of(tiles, explanation):
+        for row in self.rows.of(tiles, patches, explanation):
             self.table.write(row)
         self.done += len(tiles)
         self.whole = True
@@ -209,7 +211,7 @@ def explain_tiles(
                 with clock.station("explain"):
                     explanation = plan.explainer(patches, plan.maps)
                 with clock.station("stitch"):
-                    growth.add(tiles, explanation)
+                    growth.add(tiles, patches, explanation)
                 note()
                 advance(len(tiles))
                 reraise_interruption()  # of a signal whose exception was lost in a library's callback
@@ -247,20 +249,34 @@ class _Rows:
     def columns(self) -> list[str]:
         """Headings of the table."""
         classes = self._plan.explainer.classifier.class_names
-        return [*BOX_COLUMNS, *map(probability_column, classes), *self._columns]
+        quality = QUALITY_COLUMNS if self._plan.seen.artefacts else ()
+        return [*BOX_COLUMNS, *quality, *map(probability_column, classes), *self._columns]
 
-    def of(self, tiles: Iterable[Tile], explanation: Explanation) -> Iterator[list[object]]:
+    def of(
+        self, tiles: Sequence[Tile], patches: NDArray[np.uint8], explanation: Explanation
+    ) -> Iterator[list[object]]:
         """Yield the rows of some patches."""
         explainer = self._plan.explainer
         scores = probabilities(explanation.logits, explainer.classifier.output).tolist()
         figures = _figures(explanation.maps, self._plan.maps)
-        for tile, score, numbers in zip(tiles, scores, figures, strict=True):
+        qualities = _qualities(self._plan, tiles, patches)
+        for tile, score, numbers, quality in zip(tiles, scores, figures, qualities, strict=True):
             said = zip(self.predictions, explainer.targets, strict=True)
             self.predictions = [counted.adding(score[target]) for counted, target in said]
             box, tissue = self._plan.grid.level0_box(tile), f"{next(self._shares):.4f}"
             earlier = next(self._earlier) if self._earlier else ()
             made = [f"{value:.6g}" for value in numbers]
-            yield [*box, tissue, *(f"{value:.6g}" for value in score), *earlier, *made]
+            yield [*box, tissue, *quality, *(f"{value:.6g}" for value in score), *earlier, *made]
+
+
+def _qualities(plan: Plan, tiles: Sequence[Tile], patches: NDArray[np.uint8]) -> list[list[str]]:
+    """Return what the table says of pen, folds and blur of each patch; nothing if nobody asked."""
+    found = plan.seen.artefacts
+    if found is None:
+        return [[] for _ in tiles]
+    boxes = np.array([plan.grid.level0_box(tile) for tile in tiles]).T
+    columns = found.pen.fractions(*boxes), found.fold.fractions(*boxes), sharpness(patches)
+    return [[f"{pen:.4f}", f"{fold:.4f}", f"{sharp:.6g}"] for pen, fold, sharp in zip(*columns, strict=True)]
 
 
 def _figures(maps: Mapping[MapSpec, Tensor], specs: Sequence[MapSpec]) -> list[list[float]]:
