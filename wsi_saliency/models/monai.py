@@ -150,7 +150,10 @@ def _densenet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _torchvision(network: Network, weights: Weights, uri: str) -> Classifier:
     arguments_of(network, "num_classes")
     blueprint = imported("wsi_saliency.models.torchvision:blueprint", uri, "torchvision")
-    return assemble(blueprint(network.target), weights, uri)
+    try:
+        return assemble(blueprint(network.target), weights, uri)
+    except ModelError as error:
+        raise ModelError(f"{network.named}: {error}") from error
 
 
 def _timm(network: Network, weights: Weights, uri: str) -> Classifier:

@@ -62,7 +62,12 @@ def build(weights: Weights, uri: str) -> Classifier:
     """
     said = weights.description
     _check_arguments(said.model_args, weights.path)
-    return assemble(blueprint(said.architecture or "", said.model_args), weights, uri)
+    try:
+        how = blueprint(said.architecture or "", said.model_args)
+    except ModelError as error:
+        named = uri.startswith("timm:")  # by the user, and not by a file
+        raise error if named else ModelError(f"{uri}: {error}") from error
+    return assemble(how, weights, uri)
 
 
 def blueprint(architecture: str, arguments: Mapping[str, Any] | None = None) -> Blueprint:
