@@ -21,6 +21,7 @@ from wsi_saliency.heatmap.result import (
     Result,
     columns_of,
     differences,
+    first_overview,
     is_map_file,
     with_names,
 )
@@ -182,6 +183,8 @@ def test_files_and_columns_of_one_map_and_of_several():
     one, other = MapSpec("layer3", "none", "gradient"), MapSpec("layer4", "centred-hook", "deeplift")
     assert MapFiles.of([one])[one] == MapFiles("saliency.ome.zarr", "saliency.ome.tif", "overview.png")
     files = MapFiles.of([one, other])
+    assert files[one].overview == first_overview([one.name, other.name])
+    assert first_overview([one.name]) == "overview.png"
     name = "layer4.centred-hook.deeplift"
     assert files[other] == MapFiles(
         f"saliency.{name}.ome.zarr", f"saliency.{name}.ome.tif", f"overview.{name}.png"

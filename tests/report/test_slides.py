@@ -88,6 +88,11 @@ def test_the_page_lists_failures_first_and_links_files_relatively(tmp_path):
     assert "<b>" not in text
 
 
+def test_of_several_maps_the_first_is_shown(tmp_path):
+    write_index(tmp_path, [replace(DONE, maps="layer2.none.deeplift layer3.none.deeplift")])
+    assert '/overview.layer2.none.deeplift.png"' in (tmp_path / "index.html").read_text()
+
+
 def test_a_browser_shows_the_pictures_beside_the_page_and_nothing_else(tmp_path):
     (tmp_path / HOSTILE).mkdir(parents=True)
     Image.new("RGB", (30, 20)).save(tmp_path / HOSTILE / "overview.png")

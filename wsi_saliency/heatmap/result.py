@@ -71,6 +71,11 @@ class MapFiles:
         }
 
 
+def first_overview(maps: Sequence[str]) -> str:
+    """Return the name of the picture of the first map of a result, from the names of all its maps."""
+    return f"overview.{maps[0]}.png" if len(maps) > 1 else OVERVIEW
+
+
 def is_map_file(name: str) -> bool:
     """Whether a file of this name, in the folder of a result, is a map: its suffix is that of slides."""
     return name.startswith(f"{MAP}.") and name.endswith((".ome.tif", ".dcm"))

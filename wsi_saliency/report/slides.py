@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from wsi_saliency.errors import OutputError
 from wsi_saliency.files import replacing
-from wsi_saliency.heatmap.result import OVERVIEW, REPORT, RUN_JSON, TILES
+from wsi_saliency.heatmap.result import REPORT, RUN_JSON, TILES, first_overview
 from wsi_saliency.messages import storable
 from wsi_saliency.report.parts import Cell, Column, Link, Row, Table, words
 from wsi_saliency.report.rendering import rendered
@@ -184,7 +184,7 @@ def _row(row: SlideRow) -> Row:
     return Row(
         [
             Cell(row.folder, row.folder, note=row.slide),
-            Cell(picture=_address(row.folder, OVERVIEW)) if complete else Cell(),
+            Cell(picture=_address(row.folder, first_overview(row.maps.split()))) if complete else Cell(),
             Cell(row.status, row.status, note=row.reason),
             words(row.target),
             *map(_figure, (row.positive, row.highest_probability, row.patches, row.tissue_mm2, row.seconds)),
