@@ -83,7 +83,7 @@ def test_the_page_lists_failures_first_and_links_files_relatively(tmp_path):
     assert text.index("in/b.svs: &lt;bad&gt;, tile") < text.index("tumour")
     addresses = set(re.findall(r'(?:href|src)="([^#"][^"]*)"', text))
     below = "./sub/javascript%3Aalert%281%29%27%22%3Cb%3E%23%3F%25%26"
-    files = [f"{below}/{name}" for name in ("", "report.html", "overview.png", "tiles.csv", "run.json")]
+    files = [f"{below}/{name}" for name in ("", "report.html", "overview.m.png", "tiles.csv", "run.json")]
     assert addresses == {*files, "./b.error.log"}
     assert "<b>" not in text
 
@@ -95,7 +95,7 @@ def test_of_several_maps_the_first_is_shown(tmp_path):
 
 def test_a_browser_shows_the_pictures_beside_the_page_and_nothing_else(tmp_path):
     (tmp_path / HOSTILE).mkdir(parents=True)
-    Image.new("RGB", (30, 20)).save(tmp_path / HOSTILE / "overview.png")
+    Image.new("RGB", (30, 20)).save(tmp_path / HOSTILE / "overview.m.png")
     write_index(tmp_path, [DONE, FAILURE])
     act = """<script>addEventListener("load", () => {
       const widths = [...document.images].map((image) => image.naturalWidth);
