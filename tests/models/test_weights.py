@@ -210,7 +210,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         (b"a list of pytorch models", "a text file"),
         (b"\x08\x08\x12\x07pytorch\x1a\x052.1.0:\xff\xfe", "ONNX"),
         (b'["abcd",{"a": 1}]', "a JSON text"),
-        (b'{"architecture": "resnet18"}', "a JSON text"),
+        (b'{"architecture": "resnet18"}', "a JSON text: if it describes a model, give the folder"),
         ('{"classes": ["µm'.encode()[:-1], "a JSON text"),
         (b"<!DOCTYPE html><html><body>404</body>", "a web page"),
         (b'<?xml version="1.0"?>', "an XML text"),

@@ -103,9 +103,24 @@ def test_glass_that_is_not_the_target_is_no_warning():
     assert [fact.key for fact in blank_facts(bright, 1)] == ["glass", "black", "grey"]
 
 
-def test_of_many_classes_the_first_are_shown():
-    names = [f"c{i}" for i in range(12)]
-    fact = blank_facts(classifier(*names), None)[0]
-    assert fact.text.endswith(", …")
-    assert ("c9 " in fact.text, "c10 " in fact.text) == (True, False)
+class Falling(nn.Module):
+    """Logits that fall from class to class."""
+
+    def forward(self, x):
+        return -torch.arange(12.0).expand(len(x), 12)
+
+
+def test_of_many_classes_the_highest_and_the_target_are_shown():
+    many = classifier(*[f"c{i}" for i in range(12)], module=Falling())
+    fact = blank_facts(many, 11)[0]
+    weights = [math.exp(-i) for i in range(12)]
+    told = [f"c{i} {weights[i] / sum(weights):.3f}" for i in (0, 1, 2, 3, 4, 11)]
+    assert fact.text == f"a white patch scores {', '.join(told)}: of 12 classes the highest and the target"
     assert len(fact.value) == 12
+    assert blank_facts(many, None)[0].text.endswith(" c4 0.012: of 12 classes the highest")
+    assert blank_facts(many, 2)[0].text.endswith(" c4 0.012: of 12 classes the highest")
+
+
+def test_classes_without_names_are_called_by_their_numbers():
+    fact = blank_facts(replace(classifier("0", "1"), named=False), None)[0]
+    assert fact.text.startswith("a white patch scores class 0 0.")

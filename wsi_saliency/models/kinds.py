@@ -16,6 +16,7 @@ Kind = Literal["safetensors", "zip", "pickle"]
 # What torch.save put in front before it wrote zip archives: a pickled number.
 _TORCH_BEFORE_ZIP = bytes.fromhex("6cfc9c46f9206aa85019")
 
+_JSON = "a JSON text"
 _ADVICE: Mapping[Sort, str] = {
     "packed": ": unpack it first",
     "pointer": ": git lfs pull gets the file itself",
@@ -45,7 +46,8 @@ def what_is(head: bytes) -> str:
     if not head:
         return "an empty file"
     if found := type_of(head):
-        return found.name + _ADVICE.get(found.sort, "")
+        described = ": if it describes a model, give the folder that it is in, --model FOLDER"
+        return found.name + (described if found.name == _JSON else _ADVICE.get(found.sort, ""))
     if head.startswith(b"\x80") and head[1:2] <= b"\x05":
         return "a pickle, which would have to run code, and no state dict of torch.save"
     if b"onnx" in head.lower() or b"pytorch" in head[:64].lower():  # the name of what made it comes first

@@ -75,7 +75,7 @@ def blank_facts(classifier: Classifier, target: int | None) -> list[Fact]:
         logits = standard_logits(classifier.module(classifier.normalised(patches, torch.device("cpu"))))
     scores = probabilities(logits, classifier.output).tolist()
     facts = [
-        Fact(key, f"a {colour} patch scores {_scores(classifier, some)}", some)
+        Fact(key, f"a {colour} patch scores {_scores(classifier, some, target)}", some)
         for (key, colour), some in zip(_BLANK_WORDS.items(), scores, strict=True)
     ]
     if target is not None and scores[0][target] > 0.5:
@@ -84,6 +84,18 @@ def blank_facts(classifier: Classifier, target: int | None) -> list[Fact]:
     return facts
 
 
-def _scores(classifier: Classifier, scores: list[float], shown: int = 10) -> str:
-    told = [f"{name} {p:.3f}" for name, p in zip(classifier.class_names, scores, strict=True)][:shown]
-    return ", ".join(told) + (", …" if len(scores) > shown else "")
+def _scores(classifier: Classifier, scores: list[float], target: int | None, shown: int = 10) -> str:
+    """List the score of each class; of many, the highest ones and the target's."""
+    listed = list(range(len(scores)))
+    if len(scores) > shown:
+        highest = sorted(listed, key=lambda i: -scores[i])[: shown // 2]
+        listed = [*highest, *([target] if target is not None and target not in highest else [])]
+    names = (
+        classifier.class_names if classifier.named else [f"class {name}" for name in classifier.class_names]
+    )
+    told = ", ".join(f"{names[i]} {scores[i]:.3f}" for i in listed)
+    if len(listed) == len(scores):
+        return told
+    return (
+        f"{told}: of {len(scores)} classes the highest{' and the target' if len(listed) > shown // 2 else ''}"
+    )
