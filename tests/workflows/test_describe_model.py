@@ -66,7 +66,9 @@ def test_what_a_model_does_not_say_is_told(tmp_path):
     assert facts["target"] == "a run needs --target, a class's index: the classes are not named"
     assert facts["output"] == "3 logits, not squashed by the network; softmax gives probabilities"
     assert facts["classes"] == "not named (3 logits)"
-    assert re.fullmatch(r"a white patch scores 0 0\.\d+, 1 0\.\d+, 2 0\.\d+", facts["glass"])
+    assert re.fullmatch(
+        r"a white patch scores class 0 0\.\d+, class 1 0\.\d+, class 2 0\.\d+", facts["glass"]
+    )
     given = told(described(**named, patch=96, model_mpp=1.5))
     assert (given["input"], given["mpp"]) == ("96 × 96 px", "1.5 µm/px")
 
