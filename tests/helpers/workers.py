@@ -60,7 +60,10 @@ def staged(order, send):
 
 
 def watchful(order, send):
-    """Return staged work that also looks ahead: whatever a slide is, it is while it is looked at, too."""
+    """Return staged work that also looks ahead: whatever a slide is, it is while it is looked at, too.
+
+    A slide ``a-b`` is at work until ``b`` is looked at.
+    """
     work = staged(order, send)
 
     def look_ahead(job, done):
@@ -73,14 +76,14 @@ def watchful(order, send):
 
         threading.Thread(target=look, daemon=True).start()
 
-    def slow(job):
-        until = time.monotonic() + 0.5
-        while time.monotonic() < until:
+    def waiting(job):
+        awaited = job.slide.stem.partition("-")[2]
+        while awaited and not any(line.startswith(f"looks {awaited}") for line in notes(order.out.parent)):
             time.sleep(0.01)
         return work(job)
 
-    slow.look_ahead = look_ahead
-    return slow
+    waiting.look_ahead = look_ahead
+    return waiting
 
 
 def measured(order, send):

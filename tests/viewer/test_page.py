@@ -232,7 +232,7 @@ def browse_in_real_time(site, url, folder):
     command = [*browser(folder / "profile"), "--hide-scrollbars", "--remote-debugging-port=0"]
     with subprocess.Popen([*command, "--window-size=1280,800", url], stderr=subprocess.DEVNULL) as running:
         try:
-            for _ in range(600):
+            for _ in range(2400):
                 if site.outcome is not None:
                     break
                 time.sleep(0.1)
