@@ -10,6 +10,7 @@ from torch import nn
 from torchvision import models  # type: ignore[import-untyped]
 
 from tests.helpers.bundles import same_logits, with_statistics
+from tests.helpers.paths import ROOT
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models import recognition
 from wsi_saliency.models.description import Description
@@ -152,3 +153,18 @@ def test_without_torchvision_those_of_timm_are_recognised(
     monkeypatch.setattr(recognition, "imported", missing)
     torch.save(timm.create_model("inception_v3", num_classes=2).state_dict(), tmp_path / "m.pt")
     assert [b.library for b in fitting(read_weights(tmp_path / "m.pt"))] == ["timm"]
+
+
+REAL = ROOT.parent / "shared" / "real"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real classifiers are not here")
+@pytest.mark.parametrize(
+    ("name", "classes", "mean"), [("resnet18", 5, (0.5, 0.5, 0.5)), ("densenet121", 24, (0.0, 0.0, 0.0))]
+)
+def test_real_classifiers_load_by_their_path_alone(
+    name: str, classes: int, mean: tuple[float, float, float]
+) -> None:
+    loaded = load_classifier(str(REAL / f"{name}_colon.safetensors"))
+    assert (loaded.architecture, len(loaded.class_names), loaded.mean) == (name, classes, mean)
+    assert loaded.class_names[loaded.target_index(None)] == "tumour"
