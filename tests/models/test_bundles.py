@@ -118,21 +118,6 @@ def test_a_deeper_resnet_with_several_classes(tmp_path: Path) -> None:
     assert (classifier.class_names, classifier.output) == (("normal", "tumor"), "softmax")
 
 
-def test_monais_densenet(tmp_path: Path) -> None:
-    """It is torchvision's, with a dense layer's layers one level down and another name for the head."""
-    torch.manual_seed(0)
-    original = with_statistics(models.densenet121(weights=None, num_classes=1))
-    state = {}
-    for name, value in original.state_dict().items():
-        inner = name.replace("classifier.", "class_layers.out.")
-        if ".denselayer" in inner:
-            *front, layer, parameter = inner.split(".")
-            inner = ".".join([*front, "layers", layer, parameter])
-        state[inner] = value
-    definition = {"_target_": "DenseNet121", "spatial_dims": 2, "in_channels": 3, "out_channels": 1}
-    same_logits(loaded(tmp_path, state, with_network(definition)).module, original)
-
-
 def test_a_network_of_torchvision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     original = with_statistics(models.mobilenet_v3_small(weights=None, num_classes=1))

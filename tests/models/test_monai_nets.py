@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from wsi_saliency.models.classifier import Classifier
 
 RESNET = {"spatial_dims": 2, "n_input_channels": 3, "num_classes": 2}
+BASIC = {**RESNET, "block": "basic", "layers": [1, 1, 1, 1]}
+DENSENET = {"spatial_dims": 2, "in_channels": 3, "out_channels": 2}
 OTHERS = {"spatial_dims": 2, "in_channels": 3, "num_classes": 2}
 VIT = {
     **OTHERS,
@@ -87,6 +89,121 @@ def test_resnet(
         layer[0].downsample[0] = nn.Conv2d(*width, kernel_size=1, stride=2, bias=bias)
     with_statistics(original)
     classifier = loaded(tmp_path, original.state_dict(), {"_target_": target, **RESNET, **arguments})
+    same_logits(classifier.module, original, 64)
+    assert classifier.class_names == ("normal", "tumor")
+
+
+def batch_normed(*layers: nn.Module) -> nn.Sequential:
+    """Return convolutions, each with a normalisation and, between them, ReLU, by the names in a ResNet."""
+    parts: dict[str, nn.Module] = {}
+    for i, layer in enumerate(layers, 1):
+        assert isinstance(layer, nn.Conv2d)
+        parts |= {f"conv{i}": layer, f"bn{i}": nn.BatchNorm2d(layer.out_channels), f"relu{i}": nn.ReLU()}
+    parts.popitem()
+    return nn.Sequential(OrderedDict(parts))
+
+
+class Residual(nn.Module):
+    """What is added to a shortcut, and the shortcut if it is not the input itself."""
+
+    def __init__(self, before: int, width: int, stride: int, deep: bool) -> None:
+        super().__init__()
+        after = width * (4 if deep else 1)
+        if deep:
+            first, second = nn.Conv2d(before, width, 1, bias=False), nn.Conv2d(width, after, 1, bias=False)
+            middle = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+            self.way = batch_normed(first, middle, second)
+        else:
+            first = nn.Conv2d(before, width, 3, stride, 1, bias=False)
+            self.way = batch_normed(first, nn.Conv2d(width, width, 3, 1, 1, bias=False))
+        self.downsample = nn.Sequential()
+        if stride > 1 or before != after:
+            self.downsample = nn.Sequential(nn.Conv2d(before, after, 1, stride), nn.BatchNorm2d(after))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.way(x) + self.downsample(x))
+
+
+@pytest.mark.parametrize("planes", [[16, 24, 40, 56], [64, 24, 24, 24]])
+@pytest.mark.parametrize("kind", ["basic", "bottleneck"])
+def test_resnet_of_other_widths(kind: str, planes: list[int], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers, width = [2, 1, 1, 2], planes[0]
+    stem = batch_normed(nn.Conv2d(3, width, 7, 1, 3, bias=False))
+    stages: list[nn.Module] = []
+    for i, (plane, count) in enumerate(zip(planes, layers, strict=True)):
+        blocks = []
+        for n in range(count):
+            blocks.append(Residual(width, plane, 2 if i and not n else 1, kind == "bottleneck"))
+            width = plane * (4 if kind == "bottleneck" else 1)
+        stages.append(nn.Sequential(*blocks))
+    ends = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 2)
+    original = with_statistics(nn.Sequential(stem, nn.ReLU(), nn.MaxPool2d(3, 2, 1), *stages, *ends))
+    numbered = [(rf"{i + 2}\.(\d)\.(way\.)?", rf"layer{i}.\1.") for i in range(1, 5)]
+    state = renamed(original.state_dict(), (r"0\.", ""), (r"9\.", "fc."), *numbered)
+    definition = {"_target_": "ResNet", **RESNET, "block": kind, "layers": layers, "block_inplanes": planes}
+    same_logits(loaded(tmp_path, state, definition).module, original, 64)
+
+
+class Dense(nn.Module):
+    """Adds channels to those that it is given."""
+
+    def __init__(self, before: int, between: int, added: int) -> None:
+        super().__init__()
+        parts = {"norm1": nn.BatchNorm2d(before), "relu1": nn.ReLU()}
+        parts |= {"conv1": nn.Conv2d(before, between, 1, bias=False)}
+        parts |= {"norm2": nn.BatchNorm2d(between), "relu2": nn.ReLU()}
+        parts |= {"conv2": nn.Conv2d(between, added, 3, padding=1, bias=False)}
+        self.layers = nn.Sequential(OrderedDict(parts))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([x, self.layers(x)], 1)
+
+
+def densenet(blocks: list[int], width: int = 64, growth: int = 32, squeeze: int = 4) -> nn.Module:
+    """Build one with its names in a bundle."""
+    parts: dict[str, nn.Module] = {"conv0": nn.Conv2d(3, width, 7, 2, 3, bias=False)}
+    parts |= {"norm0": nn.BatchNorm2d(width), "relu0": nn.ReLU(), "pool0": nn.MaxPool2d(3, 2, 1)}
+    for i, count in enumerate(blocks, 1):
+        dense = {
+            f"denselayer{n + 1}": Dense(width + n * growth, squeeze * growth, growth) for n in range(count)
+        }
+        parts[f"denseblock{i}"] = nn.Sequential(OrderedDict(dense))
+        width += count * growth
+        if i < len(blocks):
+            halved = {"norm": nn.BatchNorm2d(width), "relu": nn.ReLU()}
+            halved |= {"conv": nn.Conv2d(width, width // 2, 1, bias=False), "pool": nn.AvgPool2d(2)}
+            parts[f"transition{i}"] = nn.Sequential(OrderedDict(halved))
+            width //= 2
+    parts["norm5"] = nn.BatchNorm2d(width)
+    ends = {"relu": nn.ReLU(), "pool": nn.AdaptiveAvgPool2d(1), "flatten": nn.Flatten()}
+    ends |= {"out": nn.Linear(width, 2)}
+    whole = {"features": nn.Sequential(OrderedDict(parts)), "class_layers": nn.Sequential(OrderedDict(ends))}
+    return with_statistics(nn.Sequential(OrderedDict(whole)))
+
+
+@pytest.mark.parametrize(
+    ("target", "arguments", "blocks", "widths"),
+    [
+        ("DenseNet121", {}, [6, 12, 24, 16], ()),
+        ("DenseNet121", {"block_config": [1, 1, 1, 1], "act": "relu", "norm": "batch"}, [1, 1, 1, 1], ()),
+        ("monai.networks.nets.DenseNet264", {}, [6, 12, 64, 48], ()),
+        ("DenseNet", {"bn_size": 2, "dropout_prob": 0.2}, [6, 12, 24, 16], (64, 32, 2)),
+        (
+            "DenseNet",
+            {"block_config": [2, 3, 1], "init_features": 20, "growth_rate": 7, "bn_size": 3},
+            [2, 3, 1],
+            (20, 7, 3),
+        ),
+    ],
+)
+def test_densenet(
+    target: str, arguments: dict[str, Any], blocks: list[int], widths: tuple[int, ...], tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    original = densenet(blocks, *widths)
+    definition = {"_target_": target, **DENSENET, **arguments}
+    classifier = loaded(tmp_path, original.state_dict(), definition)
     same_logits(classifier.module, original, 64)
     assert classifier.class_names == ("normal", "tumor")
 
@@ -244,6 +361,14 @@ def test_vit(bends: bool, linear: bool, tmp_path: Path) -> None:
         ({"_target_": "ResNet", **RESNET, "block": "odd", "layers": [1, 1, 1, 1]}, "has block = 'odd'"),
         ({"_target_": "ResNet", **RESNET, "block": "basic", "layers": [1]}, "has layers = [1]"),
         ({"_target_": "ResNet", **RESNET, "block": "basic", "layers": [1, 1, 1, 10**9]}, "has layers = "),
+        ({"_target_": "ResNet", **BASIC, "block_inplanes": [64, 128]}, "has block_inplanes = [64, 128]"),
+        ({"_target_": "ResNet", **BASIC, "block_inplanes": [1, 1, 1, 0.5]}, "has block_inplanes = 0.5"),
+        ({"_target_": "resnet18", **RESNET, "block_inplanes": [8] * 4}, "has block_inplanes = [8, 8, 8, 8]"),
+        ({"_target_": "DenseNet", **DENSENET, "act": "prelu"}, "has act = 'prelu'"),
+        ({"_target_": "DenseNet", **DENSENET, "norm": "instance"}, "has norm = 'instance'"),
+        ({"_target_": "DenseNet", **DENSENET, "block_config": []}, "has block_config = []"),
+        ({"_target_": "DenseNet264", **DENSENET, "growth_rate": 1.5}, "has growth_rate = 1.5"),
+        ({"_target_": "DenseNet121", **DENSENET, "in_channels": 1}, "has in_channels = 1"),
         ({"_target_": "EfficientNetBN", **OTHERS, "model_name": "efficientnet-b9"}, "has model_name = "),
         ({"_target_": "EfficientNetBN", **OTHERS, "norm": "instance"}, "has norm = 'instance'"),
         ({"_target_": "SENet154", **OTHERS, "layers": [1, 1, 1, 1]}, "has layers = [1, 1, 1, 1]"),
@@ -262,6 +387,7 @@ def test_arguments_of_another_network_are_refused(
     ("definition", "head"),
     [
         ({"_target_": "ResNet", **RESNET, "block": "basic", "layers": [9999] * 4}, "fc"),
+        ({"_target_": "DenseNet", **DENSENET, "block_config": [9999] * 4}, "class_layers.out"),
         ({"_target_": "ViT", **VIT, "num_layers": 9999}, "head.0"),
     ],
 )

@@ -29,10 +29,8 @@ from wsi_saliency.models.timm import build
 from wsi_saliency.models.weights import read_weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
-
-    from torch import Tensor
 
     from wsi_saliency.models.bundle_config import Network
     from wsi_saliency.models.classifier import Classifier
@@ -57,7 +55,6 @@ _PATHOLOGY = Description(
 )
 _CELLS = 7  # TorchVisionFCModel's pooling averages 7 × 7 cells, all of the last feature map at 7 · 32 pixels
 _POOL = ["avg", {"kernel_size": _CELLS, "stride": 1}]
-_DENSENETS = {"densenet121", "densenet169", "densenet201"}
 
 
 def load_monai(repo: str, weights: Path | None) -> Classifier:
@@ -98,14 +95,12 @@ def _rebuilder(network: Network) -> Callable[[Network, Weights, str], Classifier
         return _timm
     if not network.package and network.target == "TorchVisionFCModel":
         return _fc_model
-    if not network.package and network.target.casefold() in _DENSENETS:
-        return _densenet
     if not network.package and network.target.casefold() in NETS:
         return _own_net
     raise ModelError(
         f"{network.named} is {one_line(network.target)}, which cannot be rebuilt; those that can: "
-        "TorchVisionFCModel, ResNet, DenseNet121, 169, 201, EfficientNetBN, SENet154, SEResNet, SEResNeXt "
-        "and ViT of MONAI, torchvision.models.NAME, timm.create_model"
+        "TorchVisionFCModel, ResNet, DenseNet, EfficientNetBN, SENet154, SEResNet, SEResNeXt and ViT "
+        "of MONAI, torchvision.models.NAME, timm.create_model"
     )
 
 
@@ -127,24 +122,8 @@ def _fc_model(network: Network, weights: Weights, uri: str) -> Classifier:
     return _with_timm(name, replace(weights, state=unwrapped(weights.state)), uri)
 
 
-def _densenet(network: Network, weights: Weights, uri: str) -> Classifier:
-    """Rebuild MONAI's ``DenseNet…``, whose layers are timm's with other names."""
-    arguments_of(network, "out_channels", "dropout_prob", spatial_dims=2, in_channels=3)
-    return _with_timm(network.target.casefold(), replace(weights, state=_densenet_state(weights.state)), uri)
-
-
 def _own_net(network: Network, weights: Weights, uri: str) -> Classifier:
     return assemble(*rebuilt(network, weights), uri)
-
-
-def _densenet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    head = "class_layers.out."
-    return {
-        f"classifier.{key.removeprefix(head)}"
-        if key.startswith(head)
-        else key.replace(".layers.", "."): value
-        for key, value in state.items()
-    }
 
 
 def _torchvision(network: Network, weights: Weights, uri: str) -> Classifier:

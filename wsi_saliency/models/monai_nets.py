@@ -1,13 +1,14 @@
-"""Networks of ``monai.networks.nets`` in two dimensions, as the networks of timm that compute the same.
+"""Networks of ``monai.networks.nets`` in two dimensions, as those of timm or torchvision that compute it.
 
 Each is rebuilt from its arguments in a bundle's configuration; arguments that would make it another network
-are refused by name. What differs is taken over by the weights or set in timm's network:
+are refused by name. What differs is taken over by the weights or set in the network:
 
 ==============  ============================================================================================
 network         what is different
 ==============  ============================================================================================
 ResNet          its stem may have a stride of 1 and no pooling; biases of its shortcuts go into their
-                normalisation, which subtracts them from its mean
+                normalisation, which subtracts them from its mean; the first stage follows a stem of its width
+DenseNet        other names; timm's have one shape each, torchvision's any
 EfficientNetBN  TensorFlow's padding, fixed for one size of patch: others are refused where theirs differs
 SENet           linear layers in place of 1×1 convolutions
 ViT             no position of the class token; patches embedded by a linear layer, or a convolution; tanh
@@ -22,7 +23,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet, make_blocks
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -30,6 +31,7 @@ from wsi_saliency.errors import ModelError
 from wsi_saliency.messages import one_line
 from wsi_saliency.models.building import Blueprint
 from wsi_saliency.models.bundle_config import arguments_of
+from wsi_saliency.models.sources import imported
 from wsi_saliency.models.timm import blueprint as timm_blueprint
 
 if TYPE_CHECKING:
@@ -47,16 +49,23 @@ class Rebuilt(NamedTuple):
 
 
 def _own_blueprint(
-    weights: Weights, name: str, create: Callable[[int | None], nn.Module], head: str
+    weights: Weights, name: str, create: Callable[[int | None], nn.Module], head: str, library: str = "timm"
 ) -> Blueprint:
-    """Return a blueprint of what timm has no name for; a bundle says its patch and its normalisation."""
-    return Blueprint("timm", name, create, (head,), weights.description.patch or 224, (0, 0, 0), (1, 1, 1))
+    """Return a blueprint of what has no name there; a bundle says its patch and its normalisation."""
+    return Blueprint(library, name, create, (head,), weights.description.patch or 224, (0, 0, 0), (1, 1, 1))
 
 
 def _whole(network: Network, name: str, value: Any) -> int:
     if type(value) is not int or not 1 <= value <= 10_000:
         raise _not_understood(network, name, value)
     return value
+
+
+def _wholes(network: Network, name: str, value: Any, count: int | None = None) -> tuple[int, ...]:
+    """Take a list of whole numbers, of ``count`` or of any number of them."""
+    if not isinstance(value, list) or not value or count not in (None, len(value)):
+        raise _not_understood(network, name, value)
+    return tuple(_whole(network, name, each) for each in value)
 
 
 def _not_understood(network: Network, name: str, value: Any) -> ModelError:
@@ -85,21 +94,23 @@ def _resnet(network: Network, weights: Weights) -> Rebuilt:
     """``resnet18`` and the like, or ``ResNet`` with its blocks and layers."""
     fixed = {"spatial_dims": 2, "n_input_channels": 3, "shortcut_type": "B", "feed_forward": True}
     plain = {"norm": "batch", "act": "relu", "widen_factor": 1.0}
-    own = ("block", "layers") if network.target == "ResNet" else ()
+    own = ("block", "layers", "block_inplanes") if network.target == "ResNet" else ()
     taken = arguments_of(
         network, *own, *_STEM, "num_classes", "bias_downsample", block_inplanes=_PLANES, **fixed, **plain
     )
     kind, layers = _LAYERS.get(network.target) or (str(taken.get("block")), taken.get("layers"))
     if kind not in _BLOCKS:
         raise _not_understood(network, "block", taken.get("block"))
-    if not isinstance(layers, list) or len(layers) != 4:
-        raise _not_understood(network, "layers", layers)
-    blocks = tuple(_whole(network, "layers", value) for value in layers)
+    blocks = _wholes(network, "layers", layers, 4)
+    planes = _wholes(network, "block_inplanes", taken.get("block_inplanes", _PLANES), 4)
     size, stride, no_pool = (_side(network, name, taken.get(name, _STEM[name])) for name in _STEM)
 
     def create(classes: int | None) -> nn.Module:
-        module = ResNet(_BLOCKS[kind], blocks, classes or 400)  # type: ignore[arg-type]
-        module.add_module("conv1", nn.Conv2d(3, _PLANES[0], size, stride, size // 2, bias=False))
+        module = ResNet(_BLOCKS[kind], blocks, classes or 400, channels=planes)  # type: ignore[arg-type]
+        module.add_module("conv1", nn.Conv2d(3, planes[0], size, stride, size // 2, bias=False))
+        if planes[0] != _PLANES[0]:  # timm's stem has one width
+            module.add_module("bn1", nn.BatchNorm2d(planes[0]))
+            module.add_module(*make_blocks((_BLOCKS[kind],), planes[:1], blocks[:1], planes[0])[0][0])
         if no_pool:
             module.add_module("maxpool", nn.Identity())
         return module
@@ -124,6 +135,50 @@ def _with_shortcuts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if mean in kept and kept[mean].shape == kept[key].shape:
             kept[mean] = kept[mean] - kept.pop(key)
     return kept
+
+
+# ------------------------------------------------------------------------------------------------ DenseNet
+
+_DENSENETS: Mapping[str, list[int]] = {
+    "densenet": [6, 12, 24, 16],
+    "densenet121": [6, 12, 24, 16],
+    "densenet169": [6, 12, 32, 32],
+    "densenet201": [6, 12, 48, 32],
+    "densenet264": [6, 12, 64, 48],
+}
+_OF_TIMM = ("densenet121", "densenet169", "densenet201")
+_WIDTHS = {"init_features": 64, "growth_rate": 32, "bn_size": 4}
+
+
+def _densenet(network: Network, weights: Weights) -> Rebuilt:
+    """``DenseNet121`` and the like, or ``DenseNet`` with its blocks and widths."""
+    name, state = network.target.casefold(), _densenet_state(weights.state)
+    usual = {"block_config": _DENSENETS[name], **_WIDTHS}
+    fixed = {"spatial_dims": 2, "in_channels": 3, "norm": "batch", "act": "relu"}
+    taken = arguments_of(network, *usual, "out_channels", "dropout_prob", **fixed)
+    layers = _wholes(network, "block_config", taken.get("block_config", usual["block_config"]))
+    first, growth, squeeze = (_whole(network, key, taken.get(key, value)) for key, value in _WIDTHS.items())
+    as_usual = usual == {key: taken.get(key, value) for key, value in usual.items()}
+    if as_usual and name in _OF_TIMM:
+        return Rebuilt(timm_blueprint(name), state)
+    kind = imported("torchvision.models:DenseNet", "monai:ORG/NAME", "torchvision")
+
+    def create(classes: int | None) -> nn.Module:
+        module: nn.Module = kind(growth, layers, first, squeeze, num_classes=classes or 2)
+        return module
+
+    named = name if as_usual and name != "densenet" else f"densenet of blocks {list(layers)}"
+    return Rebuilt(_own_blueprint(weights, named, create, "classifier", "torchvision"), state)
+
+
+def _densenet_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    head = "class_layers.out."
+    return {
+        f"classifier.{key.removeprefix(head)}"
+        if key.startswith(head)
+        else key.replace(".layers.", "."): value
+        for key, value in state.items()
+    }
 
 
 # ------------------------------------------------------------------------------------------ EfficientNetBN
@@ -301,6 +356,7 @@ def _as_convolution(weight: Tensor, patch: int) -> Tensor:
 
 NETS: Mapping[str, Callable[[Network, Weights], Rebuilt]] = {
     **dict.fromkeys(("resnet", *_LAYERS), _resnet),
+    **dict.fromkeys(_DENSENETS, _densenet),
     "efficientnetbn": _efficientnet,
     **dict.fromkeys(_SENETS, _senet),
     "vit": _vit,
