@@ -206,7 +206,12 @@ def twice(y: Tensor) -> Tensor:
         lambda y: twice(twice(y)),
         lambda y: nn.functional.log_softmax(y.sigmoid() * y, dim=1),
         lambda y: nn.Softmax(dim=1)(y),
-        lambda y: nn.functional.softmax(y, dim=1)[:, :, None, None],
+        lambda y: torch.sigmoid(y).flip(1),
+        lambda y: torch.sigmoid(torch.cat([y, y], 1))[:, :4],
+        lambda y: torch.sigmoid(y[:, :2].repeat(1, 2)).view(-1, 2, 2).mT.flatten(1),
+        lambda y: torch.softmax(y[:, None], 2).squeeze(1),
+        lambda y: torch.softmax(y[:, :, None], 2).squeeze(2),
+        lambda y: torch.sigmoid(y)[:, :, None, None].clamp_(0.1, 1),
     ],
 )
 def test_functions_that_squash_are_seen_too(squash: Callable[[Tensor], Tensor]) -> None:
@@ -237,6 +242,49 @@ def test_the_last_function_is_taken_off(squash: Callable[[Tensor], Tensor], name
     assert logits.notes == (f"the {name} at its end is taken off, so that logits are explained",)
     assert [n for n, _ in logits.module.named_modules()] == [n for n, _ in squashed.module.named_modules()]
     assert type(logits.module).__name__ == type(squashed.module).__name__
+
+
+@pytest.mark.parametrize(
+    ("squash", "name", "output"),
+    [
+        (lambda y: nn.functional.softmax(y, dim=1)[:, :, None, None], "softmax", "softmax"),
+        (lambda y: torch.softmax(y[:, :, None, None], 1).flatten(1), "softmax", "softmax"),
+        (lambda y: torch.softmax(y[:, :, None, None], -3)[..., 0, 0], "softmax", "softmax"),
+        (lambda y: torch.sigmoid(y[:, :, None]).squeeze(-1), "sigmoid", "sigmoid"),
+    ],
+)
+def test_axes_of_one_element_may_come_or_go_behind_it(
+    squash: Callable[[Tensor], Tensor], name: str, output: Any
+) -> None:
+    made = checked(classifier("a", "b", "c", "d", module=Returning(squash)))
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(made.module(images).flatten(1), Returning(lambda y: y)(images))
+    assert (made.output, made.taken_off) == (output, name)
+
+
+@pytest.mark.parametrize("squeeze", [lambda y: y.squeeze(1), lambda y: y.flatten(), lambda y: y[:, 0]])
+def test_one_class_may_lose_its_axis_behind_a_sigmoid(squeeze: Callable[[Tensor], Tensor]) -> None:
+    module = Returning(lambda y: squeeze(torch.sigmoid(y[:, :1])))
+    made = checked(classifier("tumour", module=module))
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(made.module(images), Returning(lambda y: y[:, 0])(images))
+    assert (made.output, made.taken_off) == ("sigmoid", "sigmoid")
+
+
+def test_a_module_is_taken_off_in_front_of_a_flatten() -> None:
+    tail = nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Softmax(dim=1), nn.Flatten())
+    made = checked(classifier("a", "b", "c", module=network(3, tail)))
+    images = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(made.module(images), network(3)(images))
+    assert (made.output, made.taken_off) == ("softmax", "Softmax")
+
+
+def test_two_patches_and_two_classes_that_change_places_are_no_logits() -> None:
+    with pytest.raises(ModelError, match="saliency needs logits"):
+        checked(classifier("a", "b", module=Returning(lambda y: torch.sigmoid(y[:, :2]).T)))
 
 
 def test_a_network_that_ends_in_another_way_later_is_refused() -> None:

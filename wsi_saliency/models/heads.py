@@ -102,7 +102,8 @@ def without_squashing(module: nn.Module, images: Tensor) -> Shortened | None:
     """Return a copy of a network that ends in front of its softmax or sigmoid, if that is the last it does.
 
     It is, if what the network gives is the very tensor that this module or function gave, unchanged, and it
-    ran once. Then all in front of it computes the logits, bit for bit.
+    ran once; axes of one element may come or go (``squeeze``, ``flatten``). Then all in front of it computes
+    the logits, bit for bit.
 
     Parameters
     ----------
@@ -121,6 +122,23 @@ def without_squashing(module: nn.Module, images: Tensor) -> Shortened | None:
         return _without_module(module, images) or _without_call(module, images)
     except (RuntimeError, TypeError):  # weights that are computed (weight norm), locks, open files
         return None
+
+
+def _is_view(out: object, given: Tensor) -> bool:
+    """Tell whether an output is a tensor itself, or its memory seen with the same images and classes."""
+    if out is given:
+        return True
+    if not isinstance(out, Tensor) or (out.data_ptr(), out.dtype) != (given.data_ptr(), given.dtype):
+        return False
+    return _layout(out) is not None and _layout(out) == _layout(given)
+
+
+def _layout(out: Tensor) -> list[tuple[int, int]] | None:
+    """Return how many images and classes there are, and their strides; None where there are more axes."""
+    if not out.ndim or any(size != 1 for size in out.shape[2:]):
+        return None
+    axes = [*zip(out.shape, out.stride(), strict=True), (1, 0)][:2]
+    return [(size, stride if size > 1 else 0) for size, stride in axes]
 
 
 # ------------------------------------------------------------------------------------- a module at the end
@@ -151,12 +169,12 @@ def _last(module: nn.Module, images: Tensor) -> str | None:
     finally:
         for hook in hooks:
             hook.remove()
-    last = [name for name, given, version in ran if given is out and version == out._version]
-    times = [name for name, _, _ in ran].count(last[0]) if last else 0
-    if times != 1:
+    last = [(name, given) for name, given, version in ran if _is_view(out, given) and version == out._version]
+    if len(last) != 1 or [name for name, _, _ in ran].count(last[0][0]) != 1:
         return None
-    dim = getattr(named[last[0]], "dim", None)
-    return last[0] if _is_over_classes(_MODULES[type(named[last[0]])], dim, out) else None
+    name, given = last[0]
+    dim = getattr(named[name], "dim", None)
+    return name if _is_over_classes(_MODULES[type(named[name])], dim, given) else None
 
 
 def _is_over_classes(output: Squashing, dim: int | None, out: Tensor) -> bool:
@@ -231,15 +249,16 @@ class _LeaveOut(_Watch):
 def _without_call(module: nn.Module, images: Tensor) -> Shortened | None:
     with _Calls() as calls:
         out = module(images)
-    last = [call for call in calls.noted if call.out is out and call.version == out._version]
+    last = [call for call in calls.noted if _is_view(out, call.out) and call.version == out._version]
     if not last or "forward" in vars(module):
         return None
-    site, name, dim, logits = last[0][:4]
+    site, name, dim, logits, given, _ = last[0]
     once = [call.site for call in calls.noted].count(site) == 1
-    if site is None or not once or not _is_over_classes(_FUNCTIONS[name], dim, out):
+    if site is None or not once or not _is_over_classes(_FUNCTIONS[name], dim, given):
         return None
     shortened = _ending_before(site, module)
-    return Shortened(shortened, name, _FUNCTIONS[name]) if torch.equal(shortened(images), logits) else None
+    same = torch.equal(shortened(images), logits.reshape(out.shape))
+    return Shortened(shortened, name, _FUNCTIONS[name]) if same else None
 
 
 def _ending_before(site: _Site, module: nn.Module) -> nn.Module:
@@ -249,7 +268,7 @@ def _ending_before(site: _Site, module: nn.Module) -> nn.Module:
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         with _LeaveOut(site) as left_out:
             out = kind.forward(self, *args, **kwargs)
-        if len(left_out.logits) != 1 or out is not left_out.logits[0]:
+        if len(left_out.logits) != 1 or not _is_view(out, left_out.logits[0]):
             raise ModelError(f"{kind.__name__} does not always end in the same way; its logits are not known")
         return out
 
