@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from tests.helpers.paths import ROOT
 from wsi_saliency import files, working
 from wsi_saliency.errors import BusyError, OutputError
 from wsi_saliency.files import (
@@ -28,7 +28,6 @@ from wsi_saliency.files import (
     locked,
     replacing,
 )
-from wsi_saliency.interruption import Interruption, interruptible
 from wsi_saliency.working import is_working_folder
 
 LEFT = ".out.0123abcd.growing"  # a working folder for `out`
@@ -423,41 +422,13 @@ def test_who_does_not_want_to_wait_is_told_who_is_at_work(tmp_path):
     assert tree(tmp_path) == {}
 
 
-def signalled(place, moment):
-    """Grow a result that fails, with a signal at one moment; returns how many there were until then."""
-    seen = itertools.count(1)
-    last = 0
-
-    def trace(frame, event, argument):
-        nonlocal last
-        if not any(part in frame.f_code.co_filename for part in ("wsi_saliency", "filelock", "contextlib")):
-            return None
-        if event == "line":
-            last = next(seen)
-            if last == moment:
-                sys.settrace(before)
-                signal.raise_signal(signal.SIGTERM)
-        return trace
-
-    before = sys.gettrace()
-    try:
-        with interruptible():
-            sys.settrace(trace)
-            with locked(place / "new" / "out"), growing(place / "new" / "out") as work:
-                (work / "map").write_text("half")
-                raise OutputError("failed")
-    except (OutputError, Interruption):
-        return last
-    finally:
-        sys.settrace(before)
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it may come in a __del__
 def test_a_signal_at_any_moment_leaves_nothing(tmp_path):
     """Also between the instructions that make something and note that it is to be removed."""
-    for moment in itertools.count(1, 13):
-        sent = signalled(tmp_path, moment) == moment
-        assert not any(tmp_path.iterdir()), moment
-        if not sent:
-            break
-    assert moment > 500
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.helpers.signalled", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from filelock import FileLock, SoftFileLock
+from filelock import SoftFileLock
 
 from wsi_saliency.errors import BusyError, NoRoomError, OutputError
 from wsi_saliency.interruption import tidying
@@ -30,6 +30,7 @@ from wsi_saliency.working import (
     OLD,
     clear,
     hidden,
+    new_lock,
     resumable,
     try_lock,
     working_folder,
@@ -37,6 +38,8 @@ from wsi_saliency.working import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
+
+    from filelock import FileLock
 
     Kind = Literal["folder", "file"]
 
@@ -141,7 +144,7 @@ def locked(target: Path, kind: Kind = "folder", *, wait: bool = True) -> Iterato
     with ExitStack() as stack:
         with writing(target, kind):
             make_folders = stack.enter_context(folders_above(target))
-            lock = FileLock(hidden(target, "lock"))
+            lock = new_lock(hidden(target, "lock"))
             stack.enter_context(tidying(lambda: _release(lock)))
             _acquire(lock, target, make_folders, wait=wait)
             clear(target)

@@ -50,6 +50,12 @@ def hidden(target: Path, ending: str) -> Path:
     return target.with_name(f".{target.name}.{ending}")
 
 
+def new_lock(path: Path) -> FileLock:
+    """Return a lock of a file, not yet taken."""
+    with undisturbed():  # the library has locks of its own, which other threads would wait for
+        return FileLock(path)
+
+
 def try_lock(lock: FileLock) -> bool | None:
     """Take a lock if nobody has it; None where there are no locks, as on some network file systems."""
     try:
@@ -71,7 +77,7 @@ def working_folder(target: Path, left: Path | None = None) -> Iterator[Path]:
     It is gone at the end, unless a journal is in it, and a result that has not taken its place.
     """
     folder = left or hidden(target, f"{token_hex(4)}.growing")
-    lock = FileLock(folder / _ALIVE)
+    lock = new_lock(folder / _ALIVE)
 
     def tidy_up() -> None:
         lock.release()
@@ -103,7 +109,7 @@ def _dead(target: Path) -> Iterator[Path]:
         of = _GROWING.fullmatch(folder.name)
         if of is None or of[1] != target.name or not (folder / _ALIVE).is_file():
             continue  # not certainly ours
-        lock = FileLock(folder / _ALIVE)
+        lock = new_lock(folder / _ALIVE)
         try:
             if try_lock(lock):
                 yield folder
