@@ -117,6 +117,10 @@ addEventListener("load", async () => {
     found.pointer = point(panes[0]);
     document.querySelector("#strongest button").click();
     await pause(1200);
+    for (let i = 0, before = ""; i < 60 && before !== String(centre()); i++) {
+      before = String(centre());
+      await pause(500);
+    }
     found.jumped = centre();
     found.listed = document.querySelectorAll("#strongest li").length;
     key("2");
