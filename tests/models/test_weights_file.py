@@ -123,7 +123,9 @@ def test_each_is_found_in_its_family_without_memory(library: str, name: str) -> 
     try:
         state = small_state(library, name)
     except NotImplementedError:
-        pytest.skip("this version of torch cannot build it without memory")
+        if not torch.__version__.startswith("2.6."):
+            raise
+        pytest.skip("torch 2.6 cannot build it without memory")
     found = fitting(weights_of(state))
     assert (library, name) in [(blueprint.library, blueprint.name) for blueprint in found]
 
