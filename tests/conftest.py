@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 
 # What a helper asserts is reported in full, as in a test.
 pytest.register_assert_rewrite("tests.helpers")
+pytest_plugins = ["tests.helpers.stores"]
 
 # Whoever starts the tests may ignore signals (nohup, a shell's background); the tests send them.
 for name in ("SIGINT", "SIGTERM", "SIGHUP"):

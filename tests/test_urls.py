@@ -36,6 +36,17 @@ def test_a_url_behaves_like_a_path() -> None:
     assert located(slide) is slide
 
 
+def test_a_bucket_behaves_like_a_folder(bucket: str) -> None:
+    slide = located(f"{bucket}/slides/a b#1?%41.svs")
+    slide.write_bytes(b"pixels")
+    assert slide.read_bytes() == b"pixels"
+    assert slide.stat().st_size == 6
+    assert [found.name for found in located(f"{bucket}/slides").iterdir()] == ["a b#1?%41.svs"]
+    nothing = pytest.raises(SlideError, match=r"there is nothing of that name")
+    with nothing, reaching(slide, SlideError, "cannot be read"):
+        (slide.parent / "other.svs").read_bytes()
+
+
 @pytest.mark.parametrize("url", ["file:///slides/a%20b.svs", "file://localhost/slides/a%20b.svs"])
 def test_a_file_url_is_a_path(url: str) -> None:
     assert located(url) == Path("/slides/a b.svs")
