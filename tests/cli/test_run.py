@@ -19,6 +19,7 @@ from wsi_saliency.heatmap import dicom
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.result import Result
 from wsi_saliency.models import loading
+from wsi_saliency.report.slides import read_summary
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.workflows import journal
 
@@ -281,6 +282,19 @@ def test_a_bad_slide_among_others_is_named_at_the_end(call, tmp_path):
             c,
         }
         assert not (tmp_path / "out" / "b").exists()
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_single_slide_that_is_a_part_of_many_is_in_the_table(call, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        write_svs(tmp_path / "in" / f"{name}.svs", [PICTURE])
+    parts = [call("run", "in", "-o", "out", "--shard", f"{i}/5", "--device", "cpu") for i in range(1, 6)]
+    assert [part.exit_code for part in parts] == [0] * 5
+    lines = [line.split(":")[0] for part in parts for line in part.stdout.splitlines()]
+    assert sorted(lines)[:2] == ["in/a.svs", "in/b.svs"]
+    assert {f"none of the 2 slides is in part {i}/5 (--shard)" for i in range(1, 6)} >= set(sorted(lines)[2:])
+    assert [row.folder for row in read_summary(tmp_path / "out")] == ["a", "b"]
 
 
 @pytest.mark.usefixtures("spots")

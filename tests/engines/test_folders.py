@@ -18,12 +18,13 @@ from tests.helpers.paths import ROOT
 from tests.helpers.runs import SETTINGS, explained
 from tests.helpers.slides import section, write_svs
 from wsi_saliency.engines import folders
-from wsi_saliency.engines.folders import FolderRun
+from wsi_saliency.engines.direct import DirectEngine
+from wsi_saliency.engines.folders import FolderRun, explain_jobs
 from wsi_saliency.errors import NoRoomError, OutputError
 from wsi_saliency.files import locked
 from wsi_saliency.heatmap.result import Result
 from wsi_saliency.report.slides import COMPLETE, FAILED, read_summary
-from wsi_saliency.settings import RunSettings
+from wsi_saliency.settings import BatchSettings, RunSettings
 from wsi_saliency.workflows.jobs import Job, Outcome
 
 
@@ -359,3 +360,14 @@ def test_a_full_disk_is_one_clear_line_and_the_same_command_goes_on_when_there_i
     subprocess.run(["mount", "-o", "remount,size=64M", tiny], check=True)
     assert program(tmp_path, *arguments) == (0, ["False"], [])
     assert {path.name for path in tiny.iterdir()} == {"a", "b", "summary.csv", "index.html"}
+
+
+def test_a_single_slide_that_is_a_part_of_many_has_a_process_of_its_own(tmp_path, monkeypatch):
+    engines = []
+    monkeypatch.setattr(
+        folders, "LocalEngine", lambda *how: engines.append("local") or DirectEngine(tmp_path)
+    )
+    jobs, settings = [Job(tmp_path / "a.svs", Path("a"))], RunSettings(model="demo")
+    for batch in (BatchSettings(limit=1), BatchSettings(shard="1/1"), BatchSettings()):
+        assert [outcome.failure for outcome in explain_jobs(jobs, tmp_path / "out", settings, batch)]
+    assert engines == ["local", "local"]

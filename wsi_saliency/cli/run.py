@@ -68,7 +68,10 @@ def run(
     speak(quiet=quiet, verbose=verbose)
     from wsi_saliency.workflows.discovery import chosen, find_slides
 
-    jobs = chosen(find_slides(slides), batch_settings.limit, batch_settings.part)
+    found = find_slides(slides)
+    jobs = chosen(found, batch_settings.limit, batch_settings.part)
+    if not jobs and not quiet:
+        echo(f"none of the {len(found)} slides is in part {batch_settings.shard} (--shard)")
     if dry_run:
         _dry_run(jobs, out, settings, overwrite=overwrite)
         return

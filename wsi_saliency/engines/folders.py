@@ -218,9 +218,10 @@ def explain_jobs(
 ) -> Iterator[Outcome]:
     """Explain slides, and yield the outcome of each when it is there.
 
-    A single slide is explained in this process. Several are explained in worker processes, one for each
-    device, or more. Slides whose complete results are kept come first, then the others: with one process in
-    their order, with several as they are done; last those that were lost or that other runs were working on.
+    A single slide is explained in this process, unless it is what ``--limit`` or ``--shard`` leave of many.
+    Several are explained in worker processes, one for each device, or more. Slides whose complete results
+    are kept come first, then the others: with one process in their order, with several as they are done;
+    last those that were lost or that other runs were working on.
 
     Parameters
     ----------
@@ -237,9 +238,10 @@ def explain_jobs(
         If the classifier cannot be had, or there cannot be an output folder; then no slide can be done.
     """
     batch = batch or BatchSettings()
-    apart = len(jobs) >= ISOLATED_FROM or batch.slide_timeout is not None or batch.engine == "ray"
+    count = max(len(jobs), 2) if batch.takes_some else len(jobs)  # what is left of many counts as several
+    apart = count >= ISOLATED_FROM or batch.slide_timeout is not None or batch.engine == "ray"
     bars: Bars = TerminalBars(len(jobs)) if progress and apart else NoBars()
-    engine: Engine = DirectEngine(out, overwrite, wait=len(jobs) == 1, progress=progress)
+    engine: Engine = DirectEngine(out, overwrite, wait=count == 1, progress=progress)
     if batch.engine == "ray":
         engine = RayEngine(out, overwrite, batch.slide_timeout, bars, batch.jobs, batch.address)
     elif apart:
@@ -251,7 +253,7 @@ def explain_jobs(
         overwrite=overwrite,
         fail_fast=batch.fail_fast,
         retries=batch.times_again,
-        logs=len(jobs) > 1,
+        logs=count > 1,
     )
     try:
         for outcome in run.outcomes(jobs):

@@ -181,6 +181,11 @@ class BatchSettings(Settings):
         return self.retries
 
     @property
+    def takes_some(self) -> bool:
+        """Whether the slides are some of those that were found, though it be a single one."""
+        return self.limit is not None or self.shard is not None
+
+    @property
     def part(self) -> tuple[int, int] | None:
         """Number and count of the parts that ``shard`` says."""
         if self.shard is None:
