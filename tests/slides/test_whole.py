@@ -146,3 +146,16 @@ def test_the_reduced_picture_is_bounded() -> None:
             assert n & (n - 1) == 0
             assert (side / n) ** 2 <= whole.REDUCED
             assert n <= step / 2 or (2 * side / n) ** 2 > whole.REDUCED
+
+
+@pytest.mark.parametrize("step", [1, 2, 8, 16, 32, 64])
+@pytest.mark.parametrize("size", [(64, 128), (64, 100), (50, 128)])
+def test_means_are_those_of_the_definition(step: int, size: tuple[int, int]) -> None:
+    dark_and_bright = np.random.default_rng(step).choice(np.array([0, 1, 254, 255], np.uint8), (*size, 3))
+    for pixels in (dark_and_bright, np.full((*size, 3), 255, np.uint8)):
+        means = whole._means(pixels, step)
+        assert means.shape == (-(-size[0] // step), -(-size[1] // step), 3)
+        for row, column in np.ndindex(means.shape[:2]):
+            part = pixels[row * step : (row + 1) * step, column * step : (column + 1) * step]
+            mean = np.floor(part.astype(int).sum(axis=(0, 1)) / (part.shape[0] * part.shape[1]) + 0.5)
+            np.testing.assert_array_equal(means[row, column], mean)
