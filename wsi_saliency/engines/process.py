@@ -76,7 +76,7 @@ class Worker:
             os.close(number)
             raise
         theirs.close()
-        return cls(process, ours, os.fdopen(number, "rb"))
+        return cls(process, ours, os.fdopen(number, "rb", buffering=0))
 
     def give(self, job: Job) -> None:
         """Let it do a slide."""
@@ -132,7 +132,7 @@ class Worker:
         """
         until = time.monotonic() + _ANSWERING
         while time.monotonic() < until:
-            if os.pread(self.last_words.fileno(), _LONGEST, 0).endswith(_LAST_WORDS):
+            if self._words().endswith(_LAST_WORDS):
                 return
             time.sleep(_POLL)
 
@@ -145,9 +145,14 @@ class Worker:
     def _dead(self) -> str:
         self.process.kill()
         self.process.join()
-        words = self.last_words.read(_LONGEST).decode("utf-8", "replace")
+        words = self._words().decode("utf-8", "replace")
         self.kill()
         return words
+
+    def _words(self) -> bytes:
+        """Return all that it wrote so far; this end of the file has a place of its own."""
+        self.last_words.seek(0)
+        return self.last_words.read(_LONGEST)
 
 
 def _cause(code: int | None) -> str:
