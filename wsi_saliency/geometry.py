@@ -169,9 +169,7 @@ class TileGrid(Sequence[Tile]):
     def __getitem__(self, index: int | slice) -> Tile | list[Tile]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        row, column = divmod(index % len(self), len(self.canvas_xs))
+        row, column = divmod(range(len(self))[index], len(self.canvas_xs))
         return Tile(column, row, self.canvas_xs[column], self.canvas_ys[row])
 
     def level0_box(self, tile: Tile) -> tuple[int, int, int, int]:

@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -147,7 +148,12 @@ def run_record(
 
 
 def _versions() -> dict[str, str]:
-    return {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES}
+    return {"python": platform.python_version()} | {name: _version(name) for name in _PACKAGES}
+
+
+@cache  # what is installed is parsed anew each time
+def _version(package: str) -> str:
+    return version(package)
 
 
 def what_is_asked(plan: Plan, settings: RunSettings, before: Result | None) -> dict[str, Any]:
