@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import ndimage
 
 from tests.helpers.paths import ROOT
 from wsi_saliency.errors import OutputError
-from wsi_saliency.geometry import Mpp, Placement, Size
+from wsi_saliency.geometry import Mpp, Placement, Region, Size
 from wsi_saliency.heatmap import overview
 from wsi_saliency.heatmap.colours import ColourScale
 from wsi_saliency.heatmap.ome_zarr import Heatmap, HeatmapWriter
 from wsi_saliency.heatmap.overview import (
     Predictions,
     is_signed,
+    map_on_region,
     map_on_thumbnail,
     thumbnail_size,
     write_overview,
@@ -67,6 +69,19 @@ def test_a_linear_map_is_sampled_exactly(tmp_path: Path) -> None:
     sampled = map_on_thumbnail(heatmap_of(tmp_path, 1 + x + 2 * y, placement), THUMBNAIL)
     pixel_y, pixel_x = np.mgrid[0:200, 0:300]
     np.testing.assert_allclose(sampled, 1 + (pixel_x + 0.5) * 8 + 2 * (pixel_y + 0.5) * 8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("region", [(0, 0, 2400, 1600), (-300, 900, 700, 1100), (37.3, 11.9, 50.5, 20.1)])
+def test_a_map_is_sampled_as_scipy_does_it(tmp_path: Path, region: tuple[float, float, float, float]) -> None:
+    cells = np.random.default_rng(0).normal(size=(70, 110))
+    placement = Placement(12.3, -7.7, 21.3, 20.9)
+    heatmap, box, size = heatmap_of(tmp_path, cells, placement), Region(*region), Size(223, 151)
+    assert size.w * placement.fx >= box.w, "the finest level is the right one"
+    at_y = (box.y + (np.arange(size.h) + 0.5) * box.h / size.h - placement.y0) / placement.fy - 0.5
+    at_x = (box.x + (np.arange(size.w) + 0.5) * box.w / size.w - placement.x0) / placement.fx - 0.5
+    where = np.meshgrid(at_y, at_x, indexing="ij")
+    expected = ndimage.map_coordinates(cells.astype(np.float32), where, order=1, mode="grid-constant")
+    np.testing.assert_allclose(map_on_region(heatmap, box, size), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_outside_the_map_is_zero(tmp_path: Path) -> None:

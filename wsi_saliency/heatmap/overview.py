@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
-from scipy import ndimage
+from scipy import sparse
 
 from wsi_saliency.files import writing
 from wsi_saliency.geometry import Region, Size
@@ -216,7 +216,7 @@ def map_on_region(heatmap: Heatmap, region: Region, size: Size, channel: int = 0
     finer = max(px_x / heatmap.info.placement.fx, px_y / heatmap.info.placement.fy)
     level = min(max(0, math.ceil(math.log2(finer))), len(heatmap.levels) - 1)
     placement, cells = heatmap.info.placement.at_level(level), heatmap.level_sizes[level]
-    # In ndimage's indices a cell's middle is a whole number: cell = index * step + start.
+    # In samples' indices a cell's middle is a whole number: cell = index * step + start.
     step_y, step_x = px_y / placement.fy, px_x / placement.fx
     start_y = (region.y + px_y / 2 - placement.y0) / placement.fy - 0.5
     start_x = (region.x + px_x / 2 - placement.x0) / placement.fx - 0.5
@@ -224,15 +224,24 @@ def map_on_region(heatmap: Heatmap, region: Region, size: Size, channel: int = 0
     columns = _cells_around(start_x, step_x * size.w, cells.w)
     if rows.start >= rows.stop or columns.start >= columns.stop:
         return np.zeros((size.h, size.w), np.float32)
-    sampled: NDArray[np.float32] = ndimage.affine_transform(
-        heatmap.read(level, rows, columns, channel=channel),
-        np.diag((step_y, step_x)),
-        (start_y - rows.start, start_x - columns.start),
-        (size.h, size.w),
-        order=1,
-        mode="grid-constant",
-    )
-    return sampled
+    cells_there = heatmap.read(level, rows, columns, channel=channel).astype(np.float64)
+    # One axis after the other: the same weights as of both at once, several times faster.
+    down = _between(start_y - rows.start, step_y, size.h, len(cells_there)) @ cells_there
+    across = _between(start_x - columns.start, step_x, size.w, cells_there.shape[1]) @ down.T
+    return np.ascontiguousarray(across.T, np.float32)
+
+
+def _between(start: float, step: float, count: int, there: int) -> sparse.csr_array:
+    """Return the matrix (count, there) that samples a row of cells at ``start + k * step``, linearly.
+
+    Beyond the first and the last cell's middle, the row goes down to 0 within a cell.
+    """
+    at = start + step * np.arange(count)
+    first = np.floor(at).astype(np.intp)
+    samples, cells = np.repeat(np.arange(count), 2), np.stack([first, first + 1], axis=1).ravel()
+    weights = np.stack([1 - (at - first), at - first], axis=1).ravel()
+    known = (cells >= 0) & (cells < there)
+    return sparse.csr_array((weights[known], (samples[known], cells[known])), (count, there))
 
 
 def _cells_around(start: float, length: float, there: int) -> slice:
