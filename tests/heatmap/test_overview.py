@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -257,6 +258,12 @@ def test_the_thumbnail_has_the_slides_shape_and_is_enlarged_only_if_tiny(size: S
     assert shown.w == pytest.approx(size.w * scale, abs=1)
     assert shown.h == pytest.approx(size.h * scale, abs=1)
     assert scale <= 1 or max(shown.w, shown.h) <= 600
+
+
+def test_a_picture_is_compressed_without_loss() -> None:
+    picture = Image.effect_noise((300, 200), 40).convert("RGB")
+    content = overview.png(picture)
+    assert Image.open(io.BytesIO(content)).tobytes() == picture.tobytes()
 
 
 def test_a_busy_slide_gives_a_smaller_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
