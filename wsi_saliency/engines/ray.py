@@ -6,10 +6,9 @@ import logging
 import math
 import time
 from collections import deque
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from secrets import token_hex
 from typing import TYPE_CHECKING, Protocol
 
 from wsi_saliency.engines.bars import NoBars
@@ -18,11 +17,12 @@ from wsi_saliency.engines.messages import Done, Loaded, Lost, Order
 from wsi_saliency.engines.place import clear_after_death
 from wsi_saliency.engines.process import log_level
 from wsi_saliency.engines.ray_cluster import connect
+from wsi_saliency.engines.ray_sign import signed
 from wsi_saliency.engines.ray_task import Errand
 from wsi_saliency.engines.worker import slide_work
 from wsi_saliency.errors import NoRoomError, OutputError, SettingsError
 from wsi_saliency.files import folders_above, writing
-from wsi_saliency.interruption import tidying, undisturbed
+from wsi_saliency.interruption import undisturbed
 from wsi_saliency.settings import ALL_GPUS
 from wsi_saliency.workflows.jobs import Outcome
 
@@ -178,7 +178,7 @@ class RayEngine:
         """Connect, and leave a sign in the output folder by which machines know it."""
         if self._cluster is None:
             self._cluster = self.connect(self.address)
-            self._sign = self._folders.enter_context(_signed(self.out))
+            self._sign = self._folders.enter_context(signed(self.out))
         return self._cluster
 
     def _submit(self, cluster: Cluster, job: Job, order: Order, share: Share) -> Iterator[Outcome]:
@@ -213,20 +213,3 @@ class RayEngine:
         job, _ = self._tasks.pop(task)
         cluster.forget(task)
         self._console.end(str(job.name))
-
-
-@contextmanager
-def _signed(out: Path) -> Iterator[Path]:
-    """Leave a sign in a folder while the block runs."""
-    sign = out / f".{token_hex(8)}.ray"
-    with ExitStack() as stack:
-        with writing(out):
-            stack.enter_context(folders_above(sign))
-            stack.enter_context(tidying(lambda: _remove(sign)))
-            sign.touch()
-        yield sign
-
-
-def _remove(sign: Path) -> None:
-    with suppress(OSError):  # the folder has gone
-        sign.unlink(missing_ok=True)
