@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Canvas, TileGrid
+from wsi_saliency.slides import blocks
 from wsi_saliency.slides.blocks import BLOCK, Block, PatchReader, block_changes, blocks_under
 
 
@@ -84,6 +85,17 @@ def test_changes_read_once_where_the_capacity_allows_and_more_often_where_not():
     blocks = {block for need in needs for block in need}
     assert sum(len(step.read) for step in block_changes(needs, 17)) == len(blocks)
     assert len(blocks) < sum(len(step.read) for step in block_changes(needs, 4)) < len(needs) * 2
+
+
+def test_the_next_patch_that_needs_a_block_is_the_next_that_has_it(monkeypatch):
+    monkeypatch.setattr(blocks, "_PIECE", 5)
+    needs = [blocks_under(tile, 224) for tile in grid_of(3 * BLOCK, 3 * BLOCK)]
+    expected = [
+        next((later for later in range(i + 1, len(needs)) if block in needs[later]), blocks._NEVER)
+        for i, need in enumerate(needs)
+        for block in need
+    ]
+    assert list(blocks._next_uses(needs)) == expected
 
 
 def test_memory_in_flight_does_not_depend_on_the_size_of_the_slide():

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import tracemalloc
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from tests.helpers.nets import spot_classifier
-from wsi_saliency.geometry import Canvas, Mpp, Size
-from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
+from wsi_saliency.geometry import Canvas, Mpp, Size, TileGrid
+from wsi_saliency.slides.tissue import TissueMask
+from wsi_saliency.workflows.canvas import canvas_for, tissue_shares, wanted_mpp
 
 
 def a_slide(mpp):
@@ -29,3 +32,17 @@ def test_a_classifier_without_mpp_is_taken_for_a_20x_one_and_the_run_says_so(cap
     assert wanted_mpp(spot_classifier(mpp=None)) == 0.5
     assert "spots does not say" in caplog.text
     assert "--model-mpp" in caplog.text
+
+
+def test_shares_of_tissue_take_little_more_memory_than_they_are_and_do_not_depend_on_the_way():
+    grid = TileGrid(Canvas(20_000, 10_000, 1.1, 0.9), 64, 16, 16)
+    tissue = TissueMask(np.random.default_rng(0).random((90, 220)) < 0.5, 100.0, 100.0)
+    at_once = tissue.fractions(*grid.level0_boxes()).ravel()
+    tracemalloc.start()
+    try:
+        shares = tissue_shares(grid, tissue)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    np.testing.assert_array_equal(shares, at_once)
+    assert peak <= 10 * len(grid)

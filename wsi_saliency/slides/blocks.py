@@ -31,6 +31,7 @@ BLOCK = 256
 """Side of a block in canvas pixels: two rows of blocks, over the width of the slide, are held at a time."""
 
 _NEVER = 2**31 - 1
+_PIECE = 2**14  # numbers
 _AHEAD = 8  # blocks for each thread that are read before a patch needs them
 MEMORY = 512 * 2**20  # bytes of decoded blocks
 
@@ -63,7 +64,7 @@ def block_changes(needs: Sequence[Sequence[Block]], capacity: int) -> Iterator[B
     latest is dropped and read again (Belady's rule). A patch's own blocks are always held, so ``capacity``
     is exceeded where it is smaller than what one patch needs.
     """
-    next_uses = iter(_next_uses(needs))
+    next_uses = _next_uses(needs)
     held: dict[Block, int] = {}  # and the patch that needs it next
     before: Sequence[Block] = ()
     for blocks in needs:
@@ -82,15 +83,22 @@ def block_changes(needs: Sequence[Sequence[Block]], capacity: int) -> Iterator[B
         yield BlockChange(tuple(drop), tuple(read))
 
 
-def _next_uses(needs: Sequence[Sequence[Block]]) -> array[int]:
-    """For each block of each patch, in order, the next patch that needs it; four bytes each, on any slide."""
-    found, later = array("i"), dict[Block, int]()
+def _next_uses(needs: Sequence[Sequence[Block]]) -> Iterator[int]:
+    """For each block of each patch, in order, yield the next patch that needs it.
+
+    It is found from the last patch to the first, four bytes a block, in pieces that go as they are used: one
+    array would be twice as large for a while, each time that it grows.
+    """
+    pieces, later = [array("i")], dict[Block, int]()
     for i in range(len(needs) - 1, -1, -1):
         for block in reversed(needs[i]):
-            found.append(later.get(block, _NEVER))
+            pieces[-1].append(later.get(block, _NEVER))
             later[block] = i
-    found.reverse()
-    return found
+        if len(pieces[-1]) > _PIECE:
+            pieces.append(array("i"))
+    del later
+    while pieces:
+        yield from reversed(pieces.pop())
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from wsi_saliency.geometry import Canvas
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from wsi_saliency.geometry import TileGrid
@@ -51,4 +52,8 @@ def canvas_for(slide: Slide, mpp: float) -> Canvas:
 
 def tissue_shares(grid: TileGrid, tissue: TissueMask) -> NDArray[np.float64]:
     """Share of tissue in each patch of the grid, in its order."""
-    return tissue.fractions(*grid.level0_boxes()).ravel()
+    x, y, w, h = grid.level0_boxes()
+    shares = np.empty((len(y), x.shape[1]))
+    for row, row_y in enumerate(y):  # all at once would take forty bytes a patch meanwhile
+        shares[row] = tissue.fractions(x[0], row_y, w, h)
+    return shares.ravel()
