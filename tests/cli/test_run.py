@@ -21,14 +21,56 @@ from wsi_saliency.heatmap.result import Result
 from wsi_saliency.models import loading
 from wsi_saliency.report.slides import read_summary
 from wsi_saliency.saliency.engine import Explainer
+from wsi_saliency.urls import located
 from wsi_saliency.workflows import journal
 
 
-@pytest.mark.parametrize("command", ["run", "evaluate", "render"])
-def test_results_do_not_go_to_a_url(call, slide, tmp_path, command):
-    result = call(command, slide, "-o", "s3://bucket/maps")
+@pytest.mark.parametrize("command", ["evaluate", "render", "train-surrogate"])
+def test_only_run_writes_to_a_url(call, slide, tmp_path, command):
+    result = call(command, slide, "-o", "s3://me:secret@bucket/maps")
     assert result.exit_code == 2
-    assert "'s3://bucket/maps' is a URL, and results go to a folder; name one, and copy it" in result.stderr
+    assert "'s3://bucket/maps' is a URL, and only run writes to URLs; name a folder" in result.stderr
+    assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("nope://maps", "nobody knows nope:// URLs"), ("s3://bucket/../maps", "'..' cannot stand in a URL")],
+)
+def test_a_url_that_leads_nowhere_is_wrong_usage(call, slide, tmp_path, url, words):
+    result = call("run", slide, "-o", url)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert left(tmp_path) == []
+
+
+@pytest.mark.usefixtures("spots")
+def test_results_at_a_url_are_those_of_a_folder(call, slide, tmp_path):
+    options = ["run", slide, "--device", "cpu", "--layer", "8", "--hotspots", "3"]
+    assert call(*options, "-o", "maps").exit_code == 0
+    url = f"memory://{tmp_path.name}/maps"
+    at_url = [*options, "-o", url, "--work", "work"]
+    assert f"slide.svs: 12 patches → {url}/slide\n" in call(*at_url, "--dry-run").stdout
+    assert f"→ {url}/slide" in call(*at_url).stdout
+    there = located(f"{url}/slide")
+    expected = {str(p.relative_to("maps/slide")): p for p in Path("maps/slide").rglob("*") if p.is_file()}
+    assert set(expected) == {str(p.relative_to(there)) for p in there.rglob("*") if p.is_file()}
+    for name in set(expected) - {"run.json", "report.html", "overlay.groovy"}:  # times and places
+        assert (there / name).read_bytes() == expected[name].read_bytes(), name
+    assert not Path("work").exists()
+    assert f"kept {url}/slide, which has" in call(*at_url).stdout
+    assert f"kept {url}/slide, which has" in call(*at_url, "--dry-run").stdout
+    assert "added stage3.none.deeplift" in call(*at_url, "--method", "centred-hook,none").stdout
+    assert len(json.loads((there / "run.json").read_bytes())["maps"]) == 2
+    assert not Path("work").exists()
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_place_that_takes_nothing_is_said_before_the_classifier_is_loaded(
+    call, slide, s3_endpoint, tmp_path
+):
+    line = only_line(call("run", slide, "--model", "nix", "-o", "s3://nowhere/maps"))
+    assert re.fullmatch(r"s3://nowhere/maps/\S+: cannot be written \(there is nothing .*-o", line)
     assert left(tmp_path) == []
 
 

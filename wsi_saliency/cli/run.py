@@ -13,13 +13,14 @@ from wsi_saliency.cli.types import Output
 from wsi_saliency.messages import duration_in_words
 from wsi_saliency.models.wording import bytes_in_words
 from wsi_saliency.settings import BatchSettings, RunSettings
-from wsi_saliency.working import half_done
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.mapspec import MapSpec
+    from wsi_saliency.urls import Location
     from wsi_saliency.workflows.jobs import Job
 
 
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 @click.option(
     "-o",
     "--out",
-    type=Output(),
+    type=Output(urls=True),
     default=Path("saliency"),
     show_default=True,
-    metavar="FOLDER",
-    help="Output folder; each slide gets a folder of its own in it.",
+    metavar="FOLDER|URL",
+    help="Output folder, or a URL such as s3://bucket/maps; each slide gets a folder of its own in it.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace complete results; otherwise they are kept.")
 @click.option(
@@ -52,7 +53,7 @@ if TYPE_CHECKING:
 @options(RunSettings)
 def run(
     slides: tuple[str, ...],
-    out: Path,
+    out: Location,
     settings: RunSettings,
     batch_settings: BatchSettings,
     overwrite: bool,
@@ -66,26 +67,28 @@ def run(
     steady, on two real tumour classifiers: insertion − deletion 0.49, where a random map has 0.21.
     """
     speak(quiet=quiet, verbose=verbose)
+    from wsi_saliency.heatmap.shelf import shelved
     from wsi_saliency.workflows.discovery import chosen, find_slides
 
     found = find_slides(slides)
     jobs = chosen(found, batch_settings.limit, batch_settings.part)
     if not jobs and not quiet:
         echo(f"none of the {len(found)} slides is in part {batch_settings.shard} (--shard)")
+    shelf = shelved(out, batch_settings.work)
     if dry_run:
-        _dry_run(jobs, out, settings, overwrite=overwrite)
+        _dry_run(jobs, shelf, settings, overwrite=overwrite)
         return
     try:
-        failures, done = _explain(jobs, out, settings, batch_settings, overwrite=overwrite, quiet=quiet)
+        failures, done = _explain(jobs, shelf, settings, batch_settings, overwrite=overwrite, quiet=quiet)
     except KeyboardInterrupt as e:
-        raise interrupted(e, _left(half_done(out / job.name for job in jobs), overwrite)) from None
+        raise interrupted(e, _left(shelf.half_done(job.name for job in jobs), overwrite)) from None
     if failures:
         _report(failures, len(jobs), done)
         raise click.exceptions.Exit(SOME_FAILED)
 
 
 def _explain(
-    jobs: list[Job], out: Path, settings: RunSettings, batch: BatchSettings, *, overwrite: bool, quiet: bool
+    jobs: list[Job], out: Shelf, settings: RunSettings, batch: BatchSettings, *, overwrite: bool, quiet: bool
 ) -> tuple[list[str], int]:
     """Explain slides, with a line on each; return why some failed, and how many were tried."""
     from wsi_saliency.engines.folders import explain_jobs
@@ -110,7 +113,7 @@ def _left(half: int, overwrite: bool) -> str:
     return f"the same command{', without --overwrite,' if overwrite else ''} goes on with {slides}"
 
 
-def _dry_run(jobs: list[Job], out: Path, settings: RunSettings, *, overwrite: bool) -> None:
+def _dry_run(jobs: list[Job], out: Shelf, settings: RunSettings, *, overwrite: bool) -> None:
     """Say what a run would do with each slide, and in all."""
     from wsi_saliency.engines.estimate import Total, estimates
 
@@ -122,7 +125,7 @@ def _dry_run(jobs: list[Job], out: Path, settings: RunSettings, *, overwrite: bo
         elif estimate.kept:
             echo(f"{estimate.job.slide}: {_kept(estimate.kept)}")
         else:
-            echo(f"{estimate.job.slide}: {estimate.patches} patches → {out / estimate.job.name}")
+            echo(f"{estimate.job.slide}: {estimate.patches} patches → {out.where(estimate.job.name)}")
     total = Total.of(found)
     duration = "unknown until a slide is done" if total.seconds is None else duration_in_words(total.seconds)
     left = total.slides - total.kept - total.failed
@@ -148,18 +151,18 @@ def _summary(slide: Path, result: Result) -> str:
     patches, seconds = result.record["patches"], result.record["seconds"]["total"]
     counts = f"{patches['tissue']} of {patches['grid']} patches explained in {seconds:.0f} s"
     added = f"; added {_named(result.added)}" if result.added else ""
-    return f"{slide}: {counts}{added} → {result.folder}"
+    return f"{slide}: {counts}{added} → {result.where}"
 
 
 def _kept(result: Result) -> str:
     """Say that a complete result is kept, which maps it has, and in what it differs from what was asked."""
     if not result.is_current:
-        return f"kept {result.folder}, of another version of the program; --overwrite replaces it"
+        return f"kept {result.where}, of another version of the program; --overwrite replaces it"
     maps = _named(m.spec for m in result.maps)
     if result.exported:
-        return f"kept the maps in {result.folder} ({maps}); made {', '.join(result.exported)}"
+        return f"kept the maps in {result.where} ({maps}); made {', '.join(result.exported)}"
     made = f", made with {', '.join(result.differences)}" if result.differences else ""
-    return f"kept {result.folder}, which has {maps}{made}; --overwrite replaces it"
+    return f"kept {result.where}, which has {maps}{made}; --overwrite replaces it"
 
 
 def _named(maps: Iterable[MapSpec]) -> str:

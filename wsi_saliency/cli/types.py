@@ -11,6 +11,7 @@ import click
 
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.settings import check_range
+from wsi_saliency.urls import is_url, located, shown
 
 if TYPE_CHECKING:
     from wsi_saliency.settings import Bounds
@@ -20,17 +21,28 @@ _Context = click.Context | None
 
 
 class Output(click.Path):
-    """A place in the file system; a URL would become a folder of that name there."""
+    """A place in the file system, or at a URL where that is possible; else one would become a folder's name.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    urls
+        Whether a URL is a place too.
+    """
+
+    def __init__(self, *, urls: bool = False) -> None:
         super().__init__(path_type=Path)
+        self.urls = urls
 
     def convert(self, value: Any, param: _Param, ctx: _Context) -> Any:
-        """Refuse URLs."""
-        if "://" in str(value):
-            wanted = "results go to a folder; name one, and copy it when the run is over"
-            self.fail(f"{str(value)!r} is a URL, and {wanted}", param, ctx)
-        return super().convert(value, param, ctx)
+        """Return a path, or what behaves like one at a URL."""
+        if not isinstance(value, str) or "://" not in value:
+            return super().convert(value, param, ctx)
+        if not (self.urls and is_url(value)):
+            self.fail(f"{shown(value)!r} is a URL, and only run writes to URLs; name a folder", param, ctx)
+        try:
+            return located(value)
+        except SettingsError as error:
+            return self.fail(str(error), param, ctx)
 
 
 class Number(click.ParamType):  # type: ignore[type-arg]

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job, Outcome
 
@@ -20,12 +21,12 @@ class DirectEngine:
     Parameters
     ----------
     out
-        The output folder.
+        The output folder, or the shelf where results stand.
     overwrite, wait, progress
         As `wsi_saliency.workflows.explain.explain_slide` takes them.
     """
 
-    out: Path
+    out: Path | Shelf
     overwrite: bool = False
     wait: bool = True
     progress: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from itertools import repeat
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +12,7 @@ from wsi_saliency.engines.kept import KeptResults
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import TileGrid
 from wsi_saliency.heatmap.result import asked_maps
+from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.settings import DEFAULT_LAYER, InspectSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
@@ -18,10 +20,11 @@ from wsi_saliency.workflows.canvas import canvas_for, tissue_shares
 from wsi_saliency.workflows.describe_slide import grid_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job
 
@@ -40,6 +43,8 @@ class Estimate:
         The slide.
     kept
         Its complete result, if that would stay as it is.
+    size
+        How many bytes that takes, if it was looked at.
     patches, cells
         How many patches would be explained, and how many cells of all maps would have a value.
     failure
@@ -48,6 +53,7 @@ class Estimate:
 
     job: Job
     kept: Result | None = None
+    size: int | None = None
     patches: int = 0
     cells: float = 0.0
     failure: str | None = None
@@ -80,8 +86,8 @@ class Total:
     def of(cls, estimates: Sequence[Estimate]) -> Total:
         """Sum up estimates."""
         patches = sum(estimate.patches for estimate in estimates)
-        there = [estimate.kept for estimate in estimates if estimate.kept]
-        a_patch = _measured(there[:_MEASURED])
+        there = [estimate for estimate in estimates if estimate.kept]
+        a_patch = _measured(there)
         return cls(
             len(estimates),
             len(there),
@@ -93,22 +99,25 @@ class Total:
 
 
 def estimates(
-    jobs: Iterable[Job], out: Path, settings: RunSettings, *, overwrite: bool = False
+    jobs: Sequence[Job], out: Path | Shelf, settings: RunSettings, *, overwrite: bool = False
 ) -> Iterator[Estimate]:
     """Look at slides and at their results, and yield what a run would do with each.
 
     Raises
     ------
-    ModelError
-        If the classifier's patches are not known without it, and it cannot be loaded.
+    ModelError, OutputError
+        If the classifier's patches are not known without it, and it cannot be loaded; or it cannot be found
+        out what is there.
     """
     shared = {field.name: getattr(settings, field.name) for field in fields(InspectSettings)}
     patches_of = None
-    results = KeptResults(out, settings)
-    for job in jobs:
-        kept = None if overwrite else results.outcome(job)
-        if kept:
-            yield Estimate(job, kept.result)
+    shelf, measured = shelved(out), 0
+    found = repeat(None) if overwrite else KeptResults(shelf, settings).outcomes(jobs)
+    for job, kept in zip(jobs, found, strict=False):
+        if kept and kept.result:
+            looked_at = measured < _MEASURED and kept.result.is_current
+            measured += looked_at
+            yield Estimate(job, kept.result, shelf.size(job.name) if looked_at else None)
             continue
         patches_of = patches_of or grid_of(InspectSettings(**shared))[:3]
         try:
@@ -125,7 +134,8 @@ def _estimate(job: Job, settings: RunSettings, patch: int, mpp: float, total_str
         grid = TileGrid.over(canvas, patch, settings.overlap, reduction, total_stride)
         wanted = int((tissue_shares(grid, tissue_mask(slide)) >= settings.tissue_threshold).sum())
     channels = max(1, len(settings.targets))
-    return Estimate(job, None, wanted, sum(wanted * channels * (grid.stride / r) ** 2 for r in reductions))
+    cells = sum(wanted * channels * (grid.stride / r) ** 2 for r in reductions)
+    return Estimate(job, patches=wanted, cells=cells)
 
 
 def _reduction(layer: str) -> int:
@@ -133,14 +143,12 @@ def _reduction(layer: str) -> int:
     return int(layer) if layer.isdigit() and int(layer) else _REDUCTIONS.get(layer, int(DEFAULT_LAYER))
 
 
-def _measured(results: Sequence[Result]) -> tuple[float, float] | None:
+def _measured(kept: Sequence[Estimate]) -> tuple[float, float] | None:
     """Return seconds and bytes for a patch, from results that are there; None if they have no patches."""
-    current = [result for result in results if result.is_current]
-    patches = sum(result.record["patches"]["tissue"] for result in current)
+    measured = [e for e in kept if e.size is not None]
+    records = [e.kept.record for e in measured if e.kept]
+    patches = sum(record["patches"]["tissue"] for record in records)
     if not patches:
         return None
-    seconds = sum(result.record["seconds"]["total"] for result in current)
-    size = sum(
-        path.stat().st_size for result in current for path in result.folder.rglob("*") if path.is_file()
-    )
-    return seconds / patches, size / patches
+    seconds = sum(record["seconds"]["total"] for record in records)
+    return seconds / patches, sum(e.size or 0 for e in measured) / patches

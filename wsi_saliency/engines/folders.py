@@ -8,9 +8,9 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,8 @@ from wsi_saliency.engines.kept import KeptResults
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.engines.ray import RayEngine
 from wsi_saliency.engines.summary import Summary
-from wsi_saliency.errors import BusyError, NoRoomError, OutputError
-from wsi_saliency.files import check_folder, folders_above, locked, replacing
+from wsi_saliency.errors import NoRoomError, OutputError
+from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.messages import storable
 from wsi_saliency.report.slides import FAILED, SUMMARY, SlideRow
 from wsi_saliency.settings import BatchSettings
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.engines.bars import Bars
     from wsi_saliency.engines.protocol import Engine
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job, Outcome
 
@@ -62,7 +63,7 @@ class FolderRun:
 
     def __init__(
         self,
-        out: Path,
+        out: Path | Shelf,
         settings: RunSettings,
         engine: Engine,
         *,
@@ -71,10 +72,10 @@ class FolderRun:
         retries: int = 0,
         logs: bool = True,
     ) -> None:
-        self._out, self._settings, self._engine = out, settings, engine
+        self._shelf, self._settings, self._engine = shelved(out), settings, engine
         self._overwrite, self._fail_fast, self._logs = overwrite, fail_fast, logs
         self._retries, self._losses = retries, Counter[Path]()
-        self._results = KeptResults(out, settings)
+        self._results = KeptResults(self._shelf, settings)
         self._was_there = False
 
     def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
@@ -86,8 +87,8 @@ class FolderRun:
             If the classifier cannot be had, or there cannot be an output folder; then no slide can be done.
             `NoRoomError` if nothing more can be written to it; the slides that are done stay.
         """
-        check_folder(self._out)
-        summary = Summary(self._out) if self._logs or (self._out / SUMMARY).exists() else None
+        self._shelf.check()
+        summary = Summary(self._shelf) if self._logs or self._shelf.has(SUMMARY) else None
         no_room = False
         try:
             for found in self._all(jobs):
@@ -106,13 +107,13 @@ class FolderRun:
 
     def _has_gone(self) -> bool:
         """Whether the output folder was there, and is no more: nobody makes it anew in another place."""
-        there = self._out.exists()
+        there = self._shelf.is_there()
         self._was_there = self._was_there or there
         return self._was_there and not there
 
     def _ended(self) -> str:
         return (
-            f"{self._out}: nothing more can be written there, so other slides are not tried; when it can, "
+            f"{self._shelf}: nothing more can be written there, so other slides are not tried; when it can, "
             "the same command does what is left"
         )
 
@@ -128,14 +129,16 @@ class FolderRun:
             storable(job.name.as_posix()),
             storable(outcome.failure or ""),
             when=_now(),
-            error_log=storable(log_file.as_posix()) if (self._out / log_file).exists() else "",
+            error_log=storable(log_file.as_posix()) if self._shelf.has(log_file) else "",
             annotations=drawn,
         )
 
     def _all(self, jobs: Sequence[Job]) -> Iterator[Outcome]:
         left = []
-        for job in jobs:
-            if kept := self._kept(job):
+        for job, kept in zip(
+            jobs, repeat(None) if self._overwrite else self._results.outcomes(jobs), strict=False
+        ):
+            if kept:
                 yield kept
             else:
                 left.append(job)
@@ -177,7 +180,7 @@ class FolderRun:
         they still hold.
         """
         while True:
-            held = [job for job in jobs if _is_locked(self._out / job.name)]
+            held = [job for job in jobs if self._shelf.is_busy(job.name)]
             if left or len(held) < len(jobs) or not jobs:
                 break
             time.sleep(_LOOK_AGAIN)
@@ -190,26 +193,24 @@ class FolderRun:
 
     def _logged(self, outcome: Outcome) -> Outcome:
         """Write the traceback of a failure beside the place of the result; remove that of an earlier one."""
-        log_file = self._out / _log_name(outcome.job.name)
+        log_file = _log_name(outcome.job.name)
         if outcome.failure is None:
-            with suppress(OSError):
-                log_file.unlink(missing_ok=True)
+            self._shelf.remove(log_file, unlikely=outcome.result is not None and outcome.result.kept)
             return outcome
         if not self._logs:
             return _with_hint(outcome, "run with -v for the traceback")
         text = f"{_now()}\n{outcome.failure}\n\n{outcome.trace or ''}"
         try:
-            with folders_above(log_file), replacing(log_file) as file:
-                file.write_text(text, encoding="utf-8", errors="replace")
+            self._shelf.write(log_file, text)
         except (OSError, OutputError) as error:
             log.debug("%s: %s", log_file, error)
             return outcome
-        return _with_hint(outcome, f"the traceback is in {log_file}")
+        return _with_hint(outcome, f"the traceback is in {self._shelf.where(log_file)}")
 
 
 def explain_jobs(
     jobs: Sequence[Job],
-    out: Path,
+    out: Path | Shelf,
     settings: RunSettings,
     batch: BatchSettings | None = None,
     *,
@@ -226,7 +227,8 @@ def explain_jobs(
     Parameters
     ----------
     jobs, out, settings, batch
-        The slides, where results go, what is computed, and how the run deals with slides.
+        The slides, where results go (a folder or a shelf), what is computed, and how the run deals with
+        slides.
     overwrite
         Replace complete results; otherwise they are kept.
     progress
@@ -240,6 +242,8 @@ def explain_jobs(
     batch = batch or BatchSettings()
     count = max(len(jobs), 2) if batch.takes_some else len(jobs)  # what is left of many counts as several
     apart = count >= ISOLATED_FROM or batch.slide_timeout is not None or batch.engine == "ray"
+    if apart:
+        shelved(out).check_shared()
     bars: Bars = TerminalBars(len(jobs)) if progress and apart else NoBars()
     engine: Engine = DirectEngine(out, overwrite, wait=count == 1, progress=progress)
     if batch.engine == "ray":
@@ -274,16 +278,6 @@ def _now() -> str:
 def _with_hint(outcome: Outcome, where: str) -> Outcome:
     """Say where the traceback is, if it is what explains the failure."""
     return replace(outcome, failure=f"{outcome.failure} ({where})") if outcome.unexpected else outcome
-
-
-def _is_locked(folder: Path) -> bool:
-    try:
-        with locked(folder, wait=False):
-            return False
-    except BusyError:
-        return True
-    except OutputError:  # whoever runs the slide says so
-        return False
 
 
 def _say_busy(busy: Sequence[Outcome]) -> None:

@@ -7,33 +7,49 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import OutputError
-from wsi_saliency.heatmap.result import Result, differences
+from wsi_saliency.heatmap.result import differences
 from wsi_saliency.models.hashes import weights_hash
 from wsi_saliency.workflows.jobs import Outcome
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
+    from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job
 
 
 @dataclass
 class KeptResults:
-    """The complete results of an output folder, compared with what is asked for now.
+    """The complete results of a shelf, compared with what is asked for now.
 
     Parameters
     ----------
-    out, settings
-        The output folder, and what is computed.
+    shelf, settings
+        Where results stand, and what is computed.
     """
 
-    out: Path
+    shelf: Shelf
     settings: RunSettings
 
+    def outcomes(self, jobs: Sequence[Job]) -> Iterator[Outcome | None]:
+        """Yield the outcome of each slide whose complete result stays as it is; None if there is work to do.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be found out what is there.
+        """
+        there = self.shelf.results(job.name for job in jobs)
+        return map(self._outcome, jobs, there)
+
     def outcome(self, job: Job) -> Outcome | None:
-        """Return the outcome of a slide whose complete result stays as it is; None if there is work to do."""
-        if (result := Result.read(self.out / job.name)) is None:
+        """Return the outcome of one slide."""
+        return next(self.outcomes([job]))
+
+    def _outcome(self, job: Job, result: Result | None) -> Outcome | None:
+        if result is None:
             return None
         settings = job.settings(self.settings)
         try:

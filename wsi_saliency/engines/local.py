@@ -19,6 +19,7 @@ from wsi_saliency.engines.process import log_level
 from wsi_saliency.engines.worker import slide_work
 from wsi_saliency.errors import NoRoomError, OutputError
 from wsi_saliency.files import folders_above, writing
+from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.interruption import undisturbed
 from wsi_saliency.settings import ALL_GPUS
 from wsi_saliency.workflows.jobs import Outcome
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from wsi_saliency.engines.bars import Bars
     from wsi_saliency.engines.worker import MakeWork
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job
 
@@ -40,7 +42,7 @@ class LocalEngine:
     Parameters
     ----------
     out
-        The output folder.
+        The output folder, or the shelf where results stand.
     overwrite
         Replace complete results.
     timeout
@@ -53,7 +55,7 @@ class LocalEngine:
         Makes, in the worker, what does a slide; it is found by its name there.
     """
 
-    out: Path
+    out: Path | Shelf
     overwrite: bool = False
     timeout: float | None = None
     bars: Bars = field(default_factory=NoBars)
@@ -122,7 +124,7 @@ class LocalEngine:
 
     def _give(self, place: Place, job: Job, settings: RunSettings) -> Iterator[Outcome]:
         """Give a slide to a place."""
-        folder = self.out / job.name
+        folder = shelved(self.out).folder / job.name
         try:
             with writing(folder):
                 self._folders.enter_context(folders_above(folder))

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import logging
     from pathlib import Path
 
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job, Outcome
 
@@ -20,7 +21,7 @@ class Order:
     The threads of the processor are shared with so many others that work ``side_by_side`` with it.
     """
 
-    out: Path
+    out: Path | Shelf
     settings: RunSettings
     overwrite: bool
     log_level: int

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from wsi_saliency.engines.messages import Again, Done, Loaded, Loading, Looked, Looking, Started
 from wsi_saliency.engines.process import Worker
 from wsi_saliency.engines.worker import TIDYING, slide_work
-from wsi_saliency.errors import ModelError, OutputError
-from wsi_saliency.files import locked
+from wsi_saliency.errors import ModelError
+from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.interruption import undisturbed
 from wsi_saliency.workflows.jobs import Outcome
 
@@ -171,6 +170,5 @@ def end_all(places: Iterable[Place]) -> None:
 
 
 def clear_after_death(order: Order, job: Job) -> None:
-    """Clear away what a run that is no more has left of a slide, unless another one works on it."""
-    with suppress(OutputError), locked(order.out / job.name, wait=False):
-        pass
+    """Clear away what a process that is no more has left of a slide, unless another one works on it."""
+    shelved(order.out).clear(job.name)

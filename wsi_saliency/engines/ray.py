@@ -22,6 +22,7 @@ from wsi_saliency.engines.ray_task import Errand
 from wsi_saliency.engines.worker import slide_work
 from wsi_saliency.errors import NoRoomError, OutputError, SettingsError
 from wsi_saliency.files import folders_above, writing
+from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.interruption import undisturbed
 from wsi_saliency.settings import ALL_GPUS
 from wsi_saliency.workflows.jobs import Outcome
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from wsi_saliency.engines.bars import Bars
     from wsi_saliency.engines.messages import Message
     from wsi_saliency.engines.worker import MakeWork
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job
 
@@ -98,7 +100,7 @@ class Share:
 
 @dataclass
 class RayEngine:
-    """Runs slides on a Ray cluster whose machines see slides and output folder under the same paths.
+    """Runs slides on a Ray cluster whose machines see slides and results under the same paths or URLs.
 
     Parameters
     ----------
@@ -112,7 +114,7 @@ class RayEngine:
         Connects to the cluster.
     """
 
-    out: Path
+    out: Path | Shelf
     overwrite: bool = False
     timeout: float | None = None
     bars: Bars = field(default_factory=NoBars)
@@ -121,7 +123,7 @@ class RayEngine:
     make_work: MakeWork = slide_work
     connect: Callable[[str | None], Cluster] = connect
     _cluster: Cluster | None = field(default=None, init=False)
-    _sign: Path = field(default=Path(), init=False)
+    _sign: Path | None = field(default=None, init=False)
     _tasks: dict[Hashable, tuple[Job, Order]] = field(default_factory=dict, init=False)
     _proven: bool = field(default=False, init=False)  # the classifier could be loaded
     _folders: ExitStack = field(default_factory=ExitStack, init=False)  # those still empty at the end go
@@ -178,12 +180,13 @@ class RayEngine:
         """Connect, and leave a sign in the output folder by which machines know it."""
         if self._cluster is None:
             self._cluster = self.connect(self.address)
-            self._sign = self._folders.enter_context(signed(self.out))
+            if folder := shelved(self.out).shared_folder:
+                self._sign = self._folders.enter_context(signed(folder))
         return self._cluster
 
     def _submit(self, cluster: Cluster, job: Job, order: Order, share: Share) -> Iterator[Outcome]:
         """Let a slide be done."""
-        folder = self.out / job.name
+        folder = shelved(self.out).folder / job.name
         try:
             with writing(folder):
                 self._folders.enter_context(folders_above(folder))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from wsi_saliency.engines.messages import Unable
 from wsi_saliency.engines.place import Place, end_all
 from wsi_saliency.errors import OutputError, WsiSaliencyError
+from wsi_saliency.heatmap.shelf import shelved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,7 @@ class Errand:
     cwd
         The folder in which relative paths begin.
     sign
-        A file in the output folder, by which a machine knows that it sees the same folder.
+        A file in the output folder, by which a machine knows that it sees the same folder; None: it is a URL.
     proven
         Whether the classifier could be loaded before.
     """
@@ -49,7 +50,7 @@ class Errand:
     make_work: MakeWork
     timeout: float | None
     cwd: Path
-    sign: Path
+    sign: Path | None
     proven: bool = False
 
 
@@ -131,10 +132,11 @@ def _go_where_it_was_started(errand: Errand) -> None:
     """
     if errand.cwd.is_dir():
         os.chdir(errand.cwd)
-    if not errand.sign.exists():
+    if errand.sign and not errand.sign.exists():
+        out = errand.cwd / shelved(errand.order.out).folder
         raise OutputError(
-            f"{errand.cwd / errand.order.out} is not there, or is another folder than where the command was "
-            "given; all machines have to see slides and results under the same paths"
+            f"{out} is not there, or is another folder than where the command was given; all "
+            "machines have to see slides and results under the same paths"
         )
 
 

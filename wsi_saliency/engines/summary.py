@@ -11,10 +11,10 @@ import time
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import BusyError, OutputError
-from wsi_saliency.files import locked
-from wsi_saliency.heatmap.result import RUN_JSON
+from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.report.slides import (
     COMPLETE,
+    INDEX,
     SUMMARY,
     SlideRow,
     read_summary,
@@ -23,7 +23,10 @@ from wsi_saliency.report.slides import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
+
+    from wsi_saliency.heatmap.shelf import Shelf
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +42,11 @@ class Summary:
     Parameters
     ----------
     out
-        The output folder.
+        The output folder, or the shelf where results stand.
     """
 
-    def __init__(self, out: Path) -> None:
-        self._out = out
+    def __init__(self, out: Path | Shelf) -> None:
+        self._shelf = shelved(out)
         self._rows: dict[str, SlideRow] = {}
         self._next = time.monotonic() + _EVERY
         self._broken = False
@@ -76,24 +79,24 @@ class Summary:
         """Put this run's rows into the table; what has gone from the folder goes from the table."""
         while True:
             try:
-                with locked(self._out / SUMMARY, "file", wait=False):
-                    rows = {row.folder: row for row in read_summary(self._out)}
+                with self._shelf.borrowed(SUMMARY, INDEX) as folder:
+                    rows = {row.folder: row for row in read_summary(folder)}
                     rows |= {key: row for key, row in self._rows.items() if _is_newer(row, rows.get(key))}
-                    there = [row for row in rows.values() if self._is_there(row)]
+                    there = self._still_so(rows.values())
                     there.sort(key=lambda row: row.folder)
-                    write_summary(self._out, there)
-                    write_index(self._out, there)
+                    write_summary(folder, there)
+                    write_index(folder, there)
                     return
             except BusyError:
                 if time.monotonic() >= until:
                     raise
                 time.sleep(_POLL)
 
-    def _is_there(self, row: SlideRow) -> bool:
-        """Whether what the row says can still be so."""
-        if row.status != COMPLETE or row.folder in self._rows:
-            return True
-        return (self._out / row.folder / RUN_JSON).exists()
+    def _still_so(self, rows: Iterable[SlideRow]) -> list[SlideRow]:
+        """Return the rows of which what they say can still be so."""
+        others = [row.folder for row in rows if row.status == COMPLETE and row.folder not in self._rows]
+        gone = set(others) - self._shelf.standing(others)
+        return [row for row in rows if row.folder not in gone]
 
 
 def _is_newer(row: SlideRow, than: SlideRow | None) -> bool:

@@ -202,6 +202,8 @@ class Result:
         Exports that were made anew from a result that was there already.
     place
         Where the folder will be, while it still grows elsewhere.
+    url
+        Where it stands, if that is no folder of this machine.
     """
 
     folder: Path
@@ -211,6 +213,7 @@ class Result:
     added: tuple[MapSpec, ...] = ()
     exported: tuple[str, ...] = ()
     place: Path | None = None
+    url: str = ""
 
     @classmethod
     def growing(cls, folder: Path, record: Mapping[str, Any], place: Path) -> Result:
@@ -227,11 +230,24 @@ class Result:
         """Return the complete result in a folder, or None where there is none."""
         folder = Path(folder)
         try:
-            record = json.loads((folder / RUN_JSON).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            return cls.parsed(folder, (folder / RUN_JSON).read_bytes())
+        except OSError:
+            return None
+
+    @classmethod
+    def parsed(cls, folder: Path, content: bytes, url: str = "") -> Result | None:
+        """Return the complete result that the content of ``run.json`` tells of; None if it does not."""
+        try:
+            record = json.loads(content.decode("utf-8"))
+        except ValueError:
             return None
         complete = isinstance(record, dict) and record.get("status") == COMPLETE
-        return cls(folder, record) if complete else None
+        return cls(folder, record, url=url) if complete else None
+
+    @property
+    def where(self) -> str:
+        """Show where it stands."""
+        return self.url or str(self.folder)
 
     @property
     def is_current(self) -> bool:

@@ -158,6 +158,12 @@ class BatchSettings(Settings):
         shown="0; with --engine ray 2",
     )
     fail_fast: bool = option(False, "End at the first slide that fails; otherwise the others are done.")
+    work: Path | None = option(
+        None,
+        "A fast disk of this machine, where results that go to a URL grow until they are complete.",
+        metavar="FOLDER",
+        shown="wsi-saliency-<user> in TMPDIR, else the user's cache",
+    )
     limit: int | None = option(None, "Take the first N slides only.", metavar="N", within=whole(1))
     shard: str | None = option(
         None,

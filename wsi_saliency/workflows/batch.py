@@ -9,16 +9,19 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import BusyError, NoRoomError, WsiSaliencyError
+from wsi_saliency.heatmap.shelf import Manner, shelved
 from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.workflows.ahead import LookAhead
-from wsi_saliency.workflows.explain import check_job, explain_slide, load_explainer
+from wsi_saliency.workflows.explain import check_job, explain_slide, load_explainer, stays
 from wsi_saliency.workflows.jobs import Outcome
+from wsi_saliency.workflows.progress import shown_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
     from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.saliency.engine import Explainer
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.ahead import Prepared
@@ -35,7 +38,7 @@ class SlideWork:
     Parameters
     ----------
     out
-        The output folder.
+        The output folder, or the shelf where results stand.
     settings
         What to compute.
     overwrite, wait, progress
@@ -49,7 +52,7 @@ class SlideWork:
         When called, if the classifier cannot be loaded; then no slide can be done.
     """
 
-    out: Path
+    out: Path | Shelf
     settings: RunSettings
     overwrite: bool = False
     wait: bool = True
@@ -83,18 +86,22 @@ class SlideWork:
         self._ahead[job] = LookAhead(job, job.settings(self.settings), self._explainer, done)
 
     def _done(self, job: Job, prepared: Prepared | None) -> Outcome:
-        slide, folder, settings = job.slide, self.out / job.name, job.settings(self.settings)
+        shelf, slide, settings = shelved(self.out), job.slide, job.settings(self.settings)
         if self._explainer is None or not slide.exists():
             how = {"overwrite": self.overwrite, "wait": self.wait}
-            checked = _attempt(job, partial(check_job, slide, folder, settings, **how))
+            checked = _attempt(job, partial(check_job, slide, shelf.folder / job.name, settings, **how))
             if checked.failure is not None:
                 return checked
             self._explainer = self._explainer or self._loaded(job)
 
-        def explain() -> Result:
-            explainer = self._explaining(settings.targets)
+        return _attempt(job, partial(self._explained, job, settings, shelf, prepared))
+
+    def _explained(self, job: Job, settings: RunSettings, shelf: Shelf, prepared: Prepared | None) -> Result:
+        explainer, show = self._explaining(settings.targets), shown_by(self.progress)
+
+        def make(folder: Path) -> Result:
             return explain_slide(
-                slide,
+                job.slide,
                 folder,
                 settings,
                 explainer=explainer,
@@ -104,7 +111,13 @@ class SlideWork:
                 prepared=prepared,
             )
 
-        return _attempt(job, explain)
+        return shelf.explained(
+            job.name,
+            make,
+            lambda result: stays(result, job.slide, settings, explainer),
+            lambda what, files: show(f"{job.slide.name}: {what}", files, "file"),
+            Manner(self.overwrite, self.wait),
+        )
 
     def _loaded(self, job: Job) -> Explainer:
         """Load the classifier; a target of one slide only, which there may not be, is found out later."""

@@ -140,8 +140,8 @@ def explain_slide(
         If the slide cannot be read, the classifier not explained, or the results not be written.
     """
     path, folder, settings = Path(slide), Path(folder), settings or RunSettings()
-    kept = None if overwrite else _kept(path, folder, settings, explainer)
-    if kept and (kept.differences or not kept.lacks_exports(settings)):
+    before = None if overwrite else Result.read(folder)
+    if before and (kept := stays(before, path, settings, explainer)):
         return kept
     check_installed(settings)
     with locked(folder, wait=wait):
@@ -167,6 +167,17 @@ def explain_slide(
                 explainer.batch = min(explainer.batch, explaining.batch)
 
 
+def stays(
+    result: Result, slide: Path, settings: RunSettings, explainer: Explainer | None = None
+) -> Result | None:
+    """Return a complete result, if nothing is to be made of it or added to it; None if something is.
+
+    Its differences from what is asked for say whether it is kept in spite of them.
+    """
+    kept = _compared(result, slide, settings, explainer)
+    return kept if kept and (kept.differences or not kept.lacks_exports(settings)) else None
+
+
 def check_job(
     slide: Path, folder: Path, settings: RunSettings, *, overwrite: bool = False, wait: bool = True
 ) -> None:
@@ -188,8 +199,13 @@ def check_job(
 def _kept(path: Path, folder: Path, settings: RunSettings, explainer: Explainer | None) -> Result | None:
     """Return the complete result that is there, unless it lacks a map that can be added."""
     result = Result.read(folder)
-    if result is None:
-        return None
+    return result and _compared(result, path, settings, explainer)
+
+
+def _compared(
+    result: Result, path: Path, settings: RunSettings, explainer: Explainer | None
+) -> Result | None:
+    """Return a complete result with its differences, unless it lacks a map that can be added."""
     unlike = differences(result, path, settings, weight_hashes(explainer) if explainer else None)
     if unlike or result.has(settings):
         return replace(result, kept=True, differences=unlike)

@@ -1,0 +1,216 @@
+"""Files below a URL: read, written and removed many at a time, and tried again where the line fails.
+
+Nothing here knows what the files are. A method is done when all of its files are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from wsi_saliency.errors import OutputError
+from wsi_saliency.urls import reaching, shown
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+    from pathlib import Path
+
+    from upath import UPath
+
+_AT_ONCE = 64  # files on their way; the store's own limit may be lower
+_TRIES = 4
+_PAUSE = 0.5  # seconds before the second try, and twice as long before each further one
+_FINAL = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    NotImplementedError,
+    ValueError,
+    TypeError,
+)
+_T = TypeVar("_T")
+
+
+def _nobody(count: int) -> None:
+    """Show nothing."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """The files below a URL, by their names relative to it, with slashes between the parts.
+
+    Parameters
+    ----------
+    place
+        The URL.
+    """
+
+    place: UPath
+
+    def __str__(self) -> str:
+        return shown(self.place).rstrip("/")
+
+    @property
+    def _store(self) -> Any:
+        return self.place.fs
+
+    def _at(self, name: str) -> str:
+        """Return what the store calls a file; names are joined as they are, whatever signs are in them."""
+        root = self.place.path.rstrip("/")
+        return f"{root}/{name}" if name else root
+
+    def _reaching(self, what: str, names: Iterable[str]) -> AbstractContextManager[None]:
+        name = next(iter(names), "")
+        return reaching(f"{self}/{name}" if name else self, OutputError, what)
+
+    def read(self, names: Sequence[str]) -> list[bytes | None]:
+        """Read small files; None for each that is not there.
+
+        Raises
+        ------
+        OutputError
+            If one is there, or may be, and cannot be read.
+        """
+        paths = [self._at(name) for name in names]
+        everything = [None] * len(paths)
+
+        def read() -> list[bytes | None]:
+            found = self._store.cat_ranges(paths, everything, everything, on_error="return")
+            for error in found:
+                if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
+                    raise error
+            return [None if isinstance(content, Exception) else bytes(content) for content in found]
+
+        with self._reaching("cannot be read", names):
+            return _tried(read) if names else []
+
+    def sizes(self, folder: str) -> dict[str, int]:
+        """Return the sizes in bytes of all files of a folder, by their names relative to it.
+
+        Raises
+        ------
+        OutputError
+            If they cannot be listed.
+        """
+        root = self._at(folder)
+
+        def found() -> dict[str, Any]:
+            self._store.invalidate_cache()  # what others have written meanwhile counts
+            with suppress(FileNotFoundError):
+                return dict(self._store.find(root, detail=True))
+            return {}
+
+        with self._reaching("cannot be read", [folder]):
+            return {
+                path[len(root) + 1 :]: facts["size"]
+                for path, facts in _tried(found).items()
+                if path.startswith(f"{root}/") and facts["type"] == "file" and not path.endswith("/")
+            }
+
+    def put(self, files: Mapping[str, Path], done: Callable[[int], object] = _nobody) -> None:
+        """Write files from this machine over those of the same names; ``done`` is told how many more are.
+
+        Raises
+        ------
+        OutputError
+            If one cannot be written; others may be.
+        """
+        with self._reaching("cannot be written", files):
+            for some in _parts(list(files)):
+                here, there = [str(files[name]) for name in some], [self._at(name) for name in some]
+                _tried(partial(self._store.put, here, there))
+                done(len(some))
+
+    def fetch(self, files: Mapping[str, Path], done: Callable[[int], object] = _nobody) -> None:
+        """Copy files to this machine, into folders that are made; ``done`` is told how many more are.
+
+        Raises
+        ------
+        OutputError
+            If one cannot be read, or not be written here.
+        """
+        with self._reaching("cannot be read", files):
+            for some in _parts(list(files)):
+                for name in some:
+                    files[name].parent.mkdir(parents=True, exist_ok=True)
+                here, there = [str(files[name]) for name in some], [self._at(name) for name in some]
+                _tried(partial(self._store.get, there, here))
+                done(len(some))
+
+    def write(self, name: str, content: bytes, *, tries: int = _TRIES) -> None:
+        """Write a small file.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be.
+        """
+        with self._reaching("cannot be written", [name]):
+            _tried(partial(self._store.pipe_file, self._at(name), content), tries)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Write a small file if there is none of that name, and say whether that was so.
+
+        Where the store knows no such condition, two that do it at once may both be told yes.
+        """
+        try:
+            self._store.pipe_file(self._at(name), content, mode="create")
+            return True
+        except Exception:  # it is there, or this store or its package cannot do so
+            if self.read([name]) != [None]:
+                return False
+            self.write(name, content)
+            return True
+
+    def remove(self, names: Iterable[str]) -> None:
+        """Remove files; one that is not there does no harm.
+
+        Raises
+        ------
+        OutputError
+            If one cannot be removed.
+        """
+        names = list(names)
+        with self._reaching("cannot be removed", names):
+            for some in _parts(names):
+                _tried(partial(_remove, self._store, [self._at(name) for name in some]))
+
+
+def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
+    return (names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE))
+
+
+def _tried(work: Callable[[], _T], tries: int = _TRIES) -> _T:
+    """Do something, and again after a pause if it fails in a way that may pass."""
+    for i in range(tries - 1):
+        try:
+            return work()
+        except Exception as error:
+            if isinstance(error, _FINAL) or "Credentials" in type(error).__name__:
+                raise
+            time.sleep(_PAUSE * 2**i)
+    return work()
+
+
+def _remove(store: Any, paths: Sequence[str]) -> None:
+    if store.async_impl:
+        from fsspec.asyn import sync
+
+        sync(store.loop, _all, [store._rm_file(path) for path in paths])
+        return
+    for path in paths:
+        with suppress(FileNotFoundError):
+            store.rm_file(path)
+
+
+async def _all(steps: Sequence[Coroutine[Any, Any, object]]) -> None:
+    for failed in await asyncio.gather(*steps, return_exceptions=True):
+        if isinstance(failed, Exception) and not isinstance(failed, FileNotFoundError):
+            raise failed
