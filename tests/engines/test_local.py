@@ -16,7 +16,7 @@ import torch
 
 from tests.helpers.paths import ROOT
 from tests.helpers.slides import section, write_svs
-from tests.helpers.workers import dying, jobs_for, measured, notes, staged, unable, watchful
+from tests.helpers.workers import content, dying, jobs_for, measured, notes, staged, unable, watchful
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.engines.messages import Order
 from wsi_saliency.engines.worker import TIDYING, slide_work
@@ -89,6 +89,26 @@ def test_a_worker_starts_once_for_all_slides_and_its_warnings_are_shown_here(ran
         *("of the classifier", "a.svs: of the slide", "b.svs: of the slide"),
         *("broken.svs: of the slide", "c.svs: of the slide"),
     ]
+
+
+def test_a_worker_is_at_the_next_slide_while_somebody_deals_with_the_last(tmp_path):
+    with LocalEngine(tmp_path / "new" / "out", make_work=content) as engine:
+        (tmp_path / "new").mkdir()
+        outcomes = engine.run(jobs_for("a", "b"), SETTINGS)
+        first = next(outcomes)
+        until = time.monotonic() + 120
+        while "b" not in workers_of(tmp_path / "new"):
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert [str(outcome.job.name) for outcome in (first, *outcomes)] == ["a", "b"]
+
+
+def test_after_a_failure_the_next_slide_is_begun_when_somebody_has_dealt_with_it(tmp_path):
+    with LocalEngine(tmp_path / "new" / "out", make_work=staged) as engine:
+        (tmp_path / "new").mkdir()
+        outcomes = engine.run(jobs_for("broken", "b"), SETTINGS)
+        assert next(outcomes).failure == "broken.svs: failed"
+    assert "b" not in workers_of(tmp_path / "new")  # the run was ended before
 
 
 def test_a_worker_that_dies_between_two_slides_costs_none(tmp_path):

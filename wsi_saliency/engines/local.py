@@ -91,12 +91,22 @@ class LocalEngine:
             for device in settings.device.split(","):
                 self._add_places(device.strip())
         while waiting or any(place.job for place in self._places):
-            for place in self._places:
-                if waiting and place.job is None:
-                    yield from self._give(place, self._next_for(place, waiting), settings)
-            self._let_look_ahead(waiting)
+            yield from self._begin(waiting, settings)
             for place in self._talking():
-                yield from self._listen(place, waiting)
+                for outcome in self._listen(place, waiting):
+                    # A worker goes on while somebody deals with what it has done, unless that ends the run.
+                    not_begun = self._begin(waiting, settings) if outcome.failure is None else []
+                    yield outcome
+                    yield from not_begun
+
+    def _begin(self, waiting: deque[Job], settings: RunSettings) -> list[Outcome]:
+        """Give a slide to each place that has none; return what became of those that cannot be begun."""
+        not_begun: list[Outcome] = []
+        for place in self._places:
+            if waiting and place.job is None:
+                not_begun += self._give(place, self._next_for(place, waiting), settings)
+        self._let_look_ahead(waiting)
+        return not_begun
 
     def _next_for(self, place: Place, waiting: deque[Job]) -> Job:
         """Take the slide that a place has looked at, or else one that no other place has."""
