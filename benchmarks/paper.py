@@ -39,6 +39,7 @@ from wsi_saliency.evaluation.metrics import upsampled
 from wsi_saliency.evaluation.statistics import Summary, paired, summary, verdict
 from wsi_saliency.models.classifier import Output, probabilities, standard_logits
 from wsi_saliency.report.outputs import write_report
+from wsi_saliency.saliency.batches import Batch
 from wsi_saliency.saliency.network import Network
 from wsi_saliency.saliency.surrogate import surrogate_for
 from wsi_saliency.settings import METHODS, Attribution, Method
@@ -123,7 +124,9 @@ def measure(study: Study, step_rows: int = 8, batch: int = 8) -> Found:
     maps = compared_maps(METHODS, COMPARED, layers[:-1]) + compared_maps(METHODS, ("gradcam",), layers[-1:])
     network = Network.of(study.net, maps, sample, surrogate=study.surrogate)
     step = step_rows * study.images.shape[-1]
-    comparison = MapComparison(study.net, network, study.images, study.target, study.output, batch, step)
+    comparison = MapComparison(
+        study.net, network, study.images, study.target, study.output, Batch(batch), step
+    )
     with tqdm(total=comparison.cost, desc=study.name, unit="image") as bar:
         scores = comparison.run(bar.update)
     rows = [{"slide": study.name, "probability": float(p)} for p in comparison.probabilities]

@@ -16,6 +16,7 @@ from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.evaluation.causal import CausalScorer, Curves, blurred, insertion_deletion, substrate
 from wsi_saliency.evaluation.controls import random_maps
 from wsi_saliency.evaluation.metrics import upsampled
+from wsi_saliency.saliency.batches import Batch
 from wsi_saliency.settings import SUBSTRATES
 
 
@@ -152,6 +153,22 @@ def test_the_batch_size_does_not_matter(batch_size):
     net, images, maps = random_net(), some_images(3, 64), random_maps(3, 8, 8, seed=0)
     expected = insertion_deletion(net, images, maps, 1, batch_size=5)
     assert_same(insertion_deletion(net, images, maps, 1, batch_size=batch_size), expected, 1e-12)
+
+
+def test_batches_that_do_not_fit_are_halved_and_it_is_remembered():
+    net, images, maps = random_net(), some_images(3, 64), random_maps(3, 8, 8, seed=0)
+    expected = insertion_deletion(net, images, maps, 1, batch_size=5)
+    batch, done = Batch(16), []
+
+    def small(module, args):
+        if len(args[0]) > 5:
+            raise torch.OutOfMemoryError
+
+    net.register_forward_pre_hook(small)
+    scorer = CausalScorer(net, images, 1, batch_size=batch)
+    assert_same(scorer(maps, progress=done.append), expected, 1e-12)
+    assert sum(done) == scorer.cost
+    assert batch.size == 4
 
 
 def test_permuted_patches_give_permuted_curves():

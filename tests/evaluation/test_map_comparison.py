@@ -15,6 +15,7 @@ from wsi_saliency.evaluation.controls import centred_gaussian, random_maps
 from wsi_saliency.evaluation.map_comparison import CENTRED, RANDOM, MapComparison
 from wsi_saliency.evaluation.maps import compared_maps, kind_of
 from wsi_saliency.evaluation.metrics import total_variation
+from wsi_saliency.saliency.batches import Batch
 from wsi_saliency.saliency.network import Network, eval_mode
 from wsi_saliency.saliency.smoothing import smoothed
 from wsi_saliency.settings import METHODS
@@ -45,7 +46,7 @@ def comparison_of(
     surrogate = untrained(net) if "surrogate" in methods else None
     maps = compared_maps(methods, attributions, layers)
     network = Network.of(net, maps, images[:1], surrogate=surrogate)
-    settings = {"batch": 3, "step": STEP} | how
+    settings = {"batch": Batch(3), "step": STEP} | how
     return MapComparison(net, network, images, target, "softmax", **settings)
 
 
@@ -210,8 +211,9 @@ def test_the_comparison_of_some_patches():
         c.scorer("none")(m, placement=placement) for c, m in ((some, maps[::2]), (comparison, maps))
     )
     np.testing.assert_allclose(part.insertion, whole.insertion[::2], atol=1e-12)
-    assert [len(images) for images, _ in comparison.batches()] == [3, 2]
-    assert torch.equal(torch.cat([target for _, target in comparison.batches()]), TARGET)
+    passes = list(comparison.passes(lambda images, target: (len(images), target)))
+    assert [n for n, _ in passes] == [3, 2]
+    assert torch.equal(torch.cat([target for _, target in passes]), TARGET)
 
 
 @pytest.mark.parametrize("score_on", ["original", "method"])

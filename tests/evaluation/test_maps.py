@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 
 import pytest
 import torch
 from torch import nn
+from torch.testing import assert_close
 
 from tests.helpers.nets import SpotNet, narrow_net, untrained
 from tests.helpers.pictures import TARGET, control_of, pictures
@@ -15,6 +17,7 @@ from wsi_saliency.evaluation.maps import (
     comparable_layers,
     compared_maps,
     explain_all,
+    fitting,
     kind_of,
     main_layer,
     plain_of,
@@ -22,6 +25,7 @@ from wsi_saliency.evaluation.maps import (
 from wsi_saliency.evaluation.measured import MapKind
 from wsi_saliency.evaluation.metrics import total_variation
 from wsi_saliency.saliency.attribution import ATTRIBUTION
+from wsi_saliency.saliency.batches import Batch
 from wsi_saliency.saliency.drift import measure_drift
 from wsi_saliency.saliency.layers import measure
 from wsi_saliency.saliency.network import Network, eval_mode
@@ -107,6 +111,45 @@ def test_forward_passes_are_shared():
     network.module.conv1.register_forward_hook(lambda module, args, output: passes.append(len(output)))
     explain_all(network, pictures(), TARGET, 5)
     assert sorted(passes) == [1, 1, 5, 5, 5, 5]  # for DeepLift the baseline, too
+
+
+@pytest.mark.parametrize("fails_at", [0, 1, 7])
+def test_a_batch_that_does_not_fit_leaves_nothing_behind(whole, monkeypatch, fails_at):
+    """Memory runs out in the first maps of a batch, or in later ones; smaller batches give the same."""
+    calls, batch, seen = [], Batch(4), Counter()
+
+    def narrow(self, spec, values):
+        seen[len(values)] += 1
+        if len(values) == 4 and seen[4] > fails_at:
+            raise torch.OutOfMemoryError
+        return map_of(self, spec, values)
+
+    map_of = Network.map_of
+    monkeypatch.setattr(Network, "map_of", narrow)
+    found, logits = explain_all(whole.network, pictures(), TARGET, batch, calls.append)
+    assert batch.size == 2
+    assert sum(calls) == sum(whole.calls)
+    assert found.keys() == whole.maps.keys()
+    for kind, expected in whole.maps.items():
+        assert_close(found[kind].maps, expected.maps, rtol=0, atol=0)
+        assert_close(found[kind].total_variation, expected.total_variation, rtol=0, atol=0)
+    assert_close(logits, whole.logits, rtol=0, atol=0)
+
+
+def test_the_largest_batch_that_fits_is_found_by_explaining_all_maps():
+    class Memory:
+        def free(self):
+            return 1000
+
+        def peak_of(self, work):
+            passes.clear()
+            work()
+            return 100 * max(passes)
+
+    net, passes = narrow_net(), []
+    network = network_of(net, ("backward-hook",), ("gradient",))
+    network.module.conv1.register_forward_hook(lambda module, args, output: passes.append(len(output)))
+    assert fitting(network, pictures()[:1], 128, Memory()) == 8  # 800 bytes, which is all that may be used
 
 
 def test_plain_values_are_kept_only_as_long_as_rivals_need_them(monkeypatch):

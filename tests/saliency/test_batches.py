@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import signal
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 
 import numpy as np
 import pytest
 import torch
 
 from tests.helpers.nets import spot_classifier
+from wsi_saliency.interruption import Interruption, interruptible
 from wsi_saliency.saliency import engine
-from wsi_saliency.saliency.batches import DEFAULT_BATCH, SHARE, fitting_batch
+from wsi_saliency.saliency.batches import DEFAULT_BATCH, SHARE, Batch, fitting_batch
 from wsi_saliency.saliency.engine import Explainer
 
 
@@ -32,6 +36,43 @@ class Memory:
         self.explained.append(n)
         if self.base + self.each * n > self.room:
             raise torch.OutOfMemoryError
+
+
+def test_what_does_not_fit_is_halved_for_good_and_everything_comes_once_and_in_order():
+    batch, tried = Batch(16), []
+
+    def work(some):
+        tried.append(some.stop - some.start)
+        if tried[-1] > 5:
+            raise torch.OutOfMemoryError
+        return list(range(some.start, some.stop))
+
+    assert list(chain(*batch.over(14, work))) == list(range(14))
+    assert tried == [14, 8, 4, 4, 4, 2]
+    assert batch.size == 4
+    assert Batch.of(batch) is batch
+    assert Batch.of(7) == Batch(7)
+
+
+def test_a_single_patch_that_does_not_fit_is_said():
+    def work(some):
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        list(Batch(4).over(3, work))
+
+
+def test_a_signal_that_a_library_has_swallowed_ends_the_passes():
+    done = []
+
+    def work(some):
+        done.append(some)
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.raises(Interruption), interruptible():
+        list(Batch(2).over(6, work))
+    assert done == [slice(0, 2)]
 
 
 @pytest.mark.parametrize("room", [10, 200, 300, 1000, 5_000, 15_000, 16_100, 10**9])

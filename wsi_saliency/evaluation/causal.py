@@ -20,6 +20,7 @@ from wsi_saliency.errors import SettingsError
 from wsi_saliency.evaluation.metrics import upsampled
 from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import probabilities, standard_logits
+from wsi_saliency.saliency.batches import Batch
 from wsi_saliency.saliency.folding import try_out
 from wsi_saliency.saliency.network import eval_mode, working_copy
 from wsi_saliency.saliency.patches import check_images, targets_for
@@ -89,7 +90,8 @@ class CausalScorer:
         What pixels are replaced with: ``zeros`` (of the normalised image), ``blur``, ``mean`` (of each
         image's channels), or a normalised image that broadcasts to (N, 3, H, W), such as white as (3, 1, 1).
     batch_size
-        Images per forward pass; None picks one by device. It does not change the result, but for rounding.
+        Images per forward pass; None picks one by device. It does not change the result, but for rounding;
+        what does not fit into the device's memory is halved.
     output
         What turns logits into probabilities; None is the sigmoid for one logit, softmax for more.
     method, surrogate
@@ -112,14 +114,14 @@ class CausalScorer:
         *,
         deletion_to: Substrate | Tensor = "zeros",
         insertion_from: Substrate | Tensor = "blur",
-        batch_size: int | None = None,
+        batch_size: int | Batch | None = None,
         output: Output | None = None,
         method: Method = PLAIN,
         surrogate: Surrogate | None = None,
     ) -> None:
         self._step = _checked_step(images, step)
         images = images.to(next((p.device for p in model.parameters()), images.device))
-        self._batch = batch_size or _DEFAULT_BATCH.get(images.device.type, _CPU_BATCH)
+        self._batch = Batch.of(batch_size or _DEFAULT_BATCH.get(images.device.type, _CPU_BATCH))
         with eval_mode(model):
             trial = try_out(model, images[:1])
             classes = standard_logits(trial.output).shape[1]
@@ -213,15 +215,18 @@ class CausalScorer:
         """Probabilities (n,), float64 on the CPU, of the targets of n images, made batch by batch."""
         dtype = torch.promote_types(self._images.dtype, torch.float32)
         found = torch.zeros(n, dtype=dtype, device=self._images.device)  # there, or each batch would wait
+
+        def answer(some: slice) -> int:
+            images, targets = batch_of(some.start, some.stop)
+            logits = standard_logits(self._network(images.contiguous(memory_format=torch.channels_last)))
+            p = probabilities(logits.to(dtype), self._output)
+            found[some] = p.gather(1, targets[:, None])[:, 0]
+            return len(images)
+
         with eval_mode(self._network), smoothed(self._network, self._method, self._surrogate):
-            for start in range(0, n, self._batch):
-                end = min(start + self._batch, n)
-                images, targets = batch_of(start, end)
-                logits = standard_logits(self._network(images.contiguous(memory_format=torch.channels_last)))
-                p = probabilities(logits.to(dtype), self._output)
-                found[start:end] = p.gather(1, targets[:, None])[:, 0]
+            for done in self._batch.over(n, answer):
                 if progress:
-                    progress(end - start)
+                    progress(done)
         return found.cpu().double()
 
 
@@ -241,7 +246,7 @@ def insertion_deletion(
     *,
     deletion_to: Substrate | Tensor = "zeros",
     insertion_from: Substrate | Tensor = "blur",
-    batch_size: int | None = None,
+    batch_size: int | Batch | None = None,
     output: Output | None = None,
     placement: tuple[float, float, float] | None = None,
     progress: Callable[[int], object] | None = None,

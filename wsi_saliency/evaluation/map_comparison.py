@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from wsi_saliency.models.classifier import Output
+    from wsi_saliency.saliency.batches import Batch
     from wsi_saliency.saliency.network import Network
     from wsi_saliency.settings import Method, ScoreOn, Substrate
 
     Progress = Callable[[int], object]
+    Done = TypeVar("Done")
 
 RANDOM = MapKind(None, None, None, None, "random")
 CENTRED = MapKind(None, None, None, None, "centred-gaussian")
@@ -56,7 +58,7 @@ class MapComparison:
     output
         What turns logits into probabilities.
     batch
-        Images per pass.
+        Images per pass; halved when they do not fit.
     step, deletion_to, insertion_from
         As in `CausalScorer`.
     score_on
@@ -71,7 +73,7 @@ class MapComparison:
     images: Tensor
     target: Tensor
     output: Output
-    batch: int
+    batch: Batch
     step: int | None = None
     deletion_to: Substrate | Tensor = "zeros"
     insertion_from: Substrate | Tensor = "blur"
@@ -91,11 +93,9 @@ class MapComparison:
         """What the classifier says of the target, (N,) float64 on the CPU."""
         return self.scorer(PLAIN).whole
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield images and targets, pass by pass."""
-        for start in range(0, len(self.images), self.batch):
-            some = slice(start, start + self.batch)
-            yield self.images[some], self.target[some]
+    def passes(self, work: Callable[[Tensor, Tensor], Done]) -> Iterator[Done]:
+        """Do something for images and targets, pass by pass; yield what it returns."""
+        return self.batch.over(len(self.images), lambda some: work(self.images[some], self.target[some]))
 
     def of(self, some: slice) -> MapComparison:
         """Return the comparison on some of the patches."""

@@ -13,6 +13,7 @@ from wsi_saliency.evaluation.controls import blurred_to
 from wsi_saliency.evaluation.measured import MapKind
 from wsi_saliency.evaluation.metrics import total_variation
 from wsi_saliency.mapspec import PLAIN, MapSpec
+from wsi_saliency.saliency.batches import Batch, fitting_batch
 from wsi_saliency.saliency.drift import DRIFT_PATCHES
 from wsi_saliency.saliency.layers import INPUT, LayerGeometry, explainable_stages, find_layer
 from wsi_saliency.saliency.network import eval_mode
@@ -20,6 +21,7 @@ from wsi_saliency.saliency.network import eval_mode
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
+    from wsi_saliency.saliency.batches import DeviceMemory
     from wsi_saliency.saliency.network import Network
     from wsi_saliency.settings import Attribution, Method
 
@@ -95,7 +97,7 @@ def explain_all(
     network: Network,
     images: Tensor,
     target: Tensor,
-    batch: int,
+    batch: int | Batch,
     progress: Callable[[int], object] | None = None,
 ) -> tuple[dict[MapKind, PatchMaps], dict[Method, Tensor]]:
     """Make all maps of some images, and for each method the blur of ``none`` that is as smooth as it is.
@@ -112,7 +114,7 @@ def explain_all(
     target
         (N,) int64, likewise.
     batch
-        Images per pass.
+        Images per pass; halved when they do not fit.
     progress
         Called with the number of maps made since the last call: N for each of the network's, blurs not
         counted.
@@ -123,11 +125,21 @@ def explain_all(
     """
     collected = _MapCollector(network, progress)
     logits: dict[Method, list[Tensor]] = defaultdict(list)
-    for start in range(0, len(images), batch):
-        some = slice(start, start + batch)
-        for method, found in collected.explain(images[some], target[some]).items():
+    passes = Batch.of(batch).over(len(images), lambda some: collected.explain(images[some], target[some]))
+    for by_method in passes:
+        for method, found in by_method.items():
             logits[method].append(found.float().cpu())
     return collected.placed(), {method: torch.cat(parts) for method, parts in logits.items()}
+
+
+def fitting(network: Network, image: Tensor, most: int, memory: DeviceMemory) -> int:
+    """Return of how many images (1, 3, H, W) all maps can be made at a time; see `fitting_batch`."""
+
+    def explain(n: int) -> None:
+        targets = torch.zeros(n, dtype=torch.long, device=image.device)
+        _MapCollector(network, None).explain(image.expand(n, -1, -1, -1), targets)
+
+    return fitting_batch(most, memory, explain)
 
 
 class _MapCollector:
@@ -140,31 +152,42 @@ class _MapCollector:
         self._variations: dict[MapKind, list[Tensor]] = defaultdict(list)
 
     def explain(self, images: Tensor, target: Tensor) -> dict[Method, Tensor]:
-        """Keep the maps of a batch; returns its logits by method."""
+        """Keep the maps of a batch, of all of them or of none; returns its logits by method."""
         batch = _Batch(self._rivals)
 
         def take(spec: MapSpec, _: int, values: Tensor) -> None:
             self._take(spec, values.detach(), batch)
+            self._show(len(values))
 
         plain_first = sorted(self._network.maps, key=lambda spec: spec.method != PLAIN)
-        return self._network.explain(images, [target], take, plain_first)
+        try:
+            logits = self._network.explain(images, [target], take, plain_first)
+        except torch.OutOfMemoryError:
+            self._show(-batch.taken * len(images))
+            raise
+        for kind, (maps, variation) in batch.found.items():
+            self._maps[kind].append(maps)
+            self._variations[kind].append(variation)
+        return logits
+
+    def _show(self, maps: int) -> None:
+        if self._progress is not None and maps:
+            self._progress(maps)
 
     def _take(self, spec: MapSpec, values: Tensor, batch: _Batch) -> None:
         if values.device.type == "mps":  # which has no float64
             values = values.cpu()
         kind, variation = kind_of(self._network, spec), total_variation(values)
-        self._note(kind, spec, values, variation)
+        batch.found[kind] = self._kept(spec, values, variation)
         if spec.method == PLAIN:
             batch.keep(spec, values)
         else:
             blurred = blurred_to(batch.plain(spec), variation)
-            self._note(_blur_of(kind), spec, blurred, total_variation(blurred))
-        if self._progress is not None:
-            self._progress(len(values))
+            batch.found[_blur_of(kind)] = self._kept(spec, blurred, total_variation(blurred))
+        batch.taken += 1
 
-    def _note(self, kind: MapKind, spec: MapSpec, values: Tensor, variation: Tensor) -> None:
-        self._maps[kind].append(self._network.map_of(spec, values))
-        self._variations[kind].append(variation.cpu())
+    def _kept(self, spec: MapSpec, values: Tensor, variation: Tensor) -> tuple[Tensor, Tensor]:
+        return self._network.map_of(spec, values), variation.cpu()
 
     def placed(self) -> dict[MapKind, PatchMaps]:
         """Join the batches, and place the maps where a run would; in the order of the network's maps."""
@@ -186,9 +209,11 @@ class _MapCollector:
 
 
 class _Batch:
-    """Keeps the plain values (n, C, h, w) of a batch until each rival has asked for them once."""
+    """The maps found of a batch; keeps plain values (n, C, h, w) until each rival has asked for them once."""
 
     def __init__(self, rivals: Counter[MapSpec]) -> None:
+        self.found: dict[MapKind, tuple[Tensor, Tensor]] = {}  # and their total variation
+        self.taken = 0  # maps, but for blurs
         self._to_come = Counter(rivals)
         self._values: dict[MapSpec, Tensor] = {}
 

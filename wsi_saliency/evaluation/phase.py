@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluation.maps import PatchMaps
     from wsi_saliency.evaluation.measured import Floats, MapKind
     from wsi_saliency.mapspec import MapSpec
+    from wsi_saliency.saliency.batches import Batch
     from wsi_saliency.saliency.network import Network
     from wsi_saliency.saliency.surrogate import Surrogate
     from wsi_saliency.settings import Attribution, Method, Precision
@@ -141,7 +142,7 @@ def measure_phase(
     explained: Mapping[MapKind, PatchMaps],
     surroundings: Surroundings,
     target: Tensor,
-    batch: int,
+    batch: int | Batch,
     *,
     moves: int = MOVES,
     seed: int = 0,
@@ -162,7 +163,7 @@ def measure_phase(
     target
         (N,) int64 on the network's device.
     batch
-        Images per pass.
+        Images per pass; halved when they do not fit.
     moves, seed
         Moves of each patch, and the seed of their draw.
     progress

@@ -3,18 +3,64 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import torch
 
+from wsi_saliency.interruption import reraise_interruption
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+
+    _Done = TypeVar("_Done")
 
 DEFAULT_BATCH = {"cuda": 128, "mps": 32, "cpu": 16}
 """Most patches; larger batches are hardly faster."""
 
 SHARE = 0.8
 """Of the free memory: what is left is for other sizes of the libraries' work space, and for fragments."""
+
+
+@dataclass
+class Batch:
+    """How many patches go together, shared by all that has to remember it.
+
+    Parameters
+    ----------
+    size
+        Patches; halved for good when they do not fit into the device's memory.
+    """
+
+    size: int
+
+    @classmethod
+    def of(cls, batch: int | Batch) -> Batch:
+        """Return a batch as it is, a number as a new one."""
+        return cls(batch) if isinstance(batch, int) else batch
+
+    def over(self, n: int, work: Callable[[slice], _Done]) -> Iterator[_Done]:
+        """Do something for n patches, a batch at a time; yield in order what it returns.
+
+        Work that has failed for want of memory is done anew with fewer; it must have left nothing behind.
+
+        Raises
+        ------
+        torch.OutOfMemoryError
+            If a single patch does not fit.
+        """
+        start = 0
+        while start < n:
+            end = min(start + self.size, n)
+            try:
+                done = work(slice(start, end))
+            except torch.OutOfMemoryError:
+                if self.size == 1:
+                    raise
+                self.size //= 2
+                continue
+            yield done
+            start = end
+            reraise_interruption()  # of a signal whose exception was lost in a library's callback
 
 
 class DeviceMemory(Protocol):

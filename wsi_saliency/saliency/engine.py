@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.mapspec import PLAIN, MapSpec
-from wsi_saliency.saliency.batches import DEFAULT_BATCH, CudaMemory, fitting_batch
+from wsi_saliency.saliency.batches import DEFAULT_BATCH, Batch, CudaMemory, fitting_batch
 from wsi_saliency.saliency.cancellation import refusal, vanishing
 from wsi_saliency.saliency.layers import find_layer
 from wsi_saliency.saliency.network import Network, eval_mode
@@ -193,20 +193,17 @@ class Explainer:
 
     def __call__(self, patches: NDArray[np.uint8], maps: Sequence[MapSpec] | None = None) -> Explanation:
         """Explain patches (N, P, P, 3), RGB, by all maps, or by those that are named."""
-        parts: list[Explanation] = []
-        start = 0
-        while start < len(patches):
-            try:
-                parts.append(self._explain(patches[start : start + self.batch], maps or self.maps))
-            except torch.OutOfMemoryError as e:
-                if self.batch == 1:
-                    raise ModelError(
-                        f"a single patch does not fit into the memory of {self.device}; "
-                        "use --device cpu or a smaller --patch"
-                    ) from e
-                self.batch //= 2
-                continue
-            start += len(parts[-1].logits)
+        batch = Batch(self.batch)
+        try:
+            passes = batch.over(len(patches), lambda some: self._explain(patches[some], maps or self.maps))
+            parts = list(passes)
+        except torch.OutOfMemoryError as e:
+            raise ModelError(
+                f"a single patch does not fit into the memory of {self.device}; "
+                "use --device cpu or a smaller --patch"
+            ) from e
+        finally:
+            self.batch = batch.size
         joined = {spec: torch.cat([part.maps[spec] for part in parts]) for spec in parts[0].maps}
         return Explanation(joined, torch.cat([part.logits for part in parts]))
 

@@ -113,8 +113,8 @@ def evaluate_slides(
             ) from e
         except torch.OutOfMemoryError as e:
             raise ModelError(
-                f"{settings.model}: a pass does not fit into the device's memory; use a smaller --batch or "
-                "--patches, or --device cpu"
+                f"{settings.model}: the patches do not fit into the device's memory, not even when they are "
+                "explained one at a time; use fewer --patches, or --device cpu"
             ) from e
         with filling(folder, METRICS_JSON, [f"{name}.png" for name in PICTURES]) as work:
             write_report(evaluation, work)
@@ -270,13 +270,19 @@ def _sanity(
 
     def explain(module: nn.Module) -> NDArray[np.float32]:
         network = Network(module, (spec,), {}, trained.baseline_image, trained.precision)
-        parts: list[Tensor] = []
-        for images, target in comparison.batches():
-            network.explain(
-                images, [target], lambda _, __, values: parts.append(network.map_of(spec, values))
-            )
+
+        def maps(images: Tensor, target: Tensor) -> Tensor:
+            found: list[Tensor] = []
+
+            def take(_: MapSpec, __: int, values: Tensor) -> None:
+                found.append(network.map_of(spec, values))
+
+            network.explain(images, [target], take)
+            return torch.cat(found)
+
+        made = torch.cat(list(comparison.passes(maps)))
         progress(len(comparison.images))
-        return torch.cat(parts).numpy()
+        return made.numpy()
 
     def score(maps: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         curves = scorer(maps, placement=placement, progress=progress)

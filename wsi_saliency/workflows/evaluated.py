@@ -13,14 +13,14 @@ import torch
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.evaluation.map_comparison import MapComparison
-from wsi_saliency.evaluation.maps import comparable_layers, compared_maps, main_layer
+from wsi_saliency.evaluation.maps import comparable_layers, compared_maps, fitting, main_layer
 from wsi_saliency.evaluation.phase import Surroundings, measure_phase, phase_cost
 from wsi_saliency.mapspec import PLAIN
 from wsi_saliency.models.classifier import probabilities, standard_logits
 from wsi_saliency.models.loading import load_chosen
-from wsi_saliency.saliency.batches import DEFAULT_BATCH
+from wsi_saliency.saliency.batches import DEFAULT_BATCH, Batch
 from wsi_saliency.saliency.cancellation import refusal, vanishing
-from wsi_saliency.saliency.engine import Explainer, choose_device
+from wsi_saliency.saliency.engine import Explainer, choose_device, memory_of
 from wsi_saliency.saliency.layers import strided_behind_stem
 from wsi_saliency.saliency.network import Network, eval_mode
 from wsi_saliency.saliency.reach import Reach
@@ -65,6 +65,8 @@ class EvaluatedClassifier:
         Index of the explained logit.
     network
         What makes the maps that are compared, on a copy.
+    batch
+        Patches per pass.
     """
 
     settings: EvaluationSettings
@@ -72,6 +74,7 @@ class EvaluatedClassifier:
     device: torch.device
     target: int
     network: Network
+    batch: Batch
 
     @classmethod
     def of(cls, settings: EvaluationSettings) -> EvaluatedClassifier:
@@ -98,12 +101,10 @@ class EvaluatedClassifier:
         )
         network = without_noise(network, asked=settings.attributions)
         _say_where_nothing_is_smoothed(classifier, blank, network)
-        return cls(settings, classifier, device, classifier.target_index(settings.target), network)
-
-    @property
-    def batch(self) -> int:
-        """Patches per pass."""
-        return self.settings.batch or DEFAULT_BATCH[self.device.type]
+        batch = Batch(settings.batch or DEFAULT_BATCH[device.type])
+        if settings.batch is None and (memory := memory_of(device)):
+            batch.size = fitting(network, blank, batch.size, memory)
+        return cls(settings, classifier, device, classifier.target_index(settings.target), network, batch)
 
     @property
     def target_name(self) -> str:
@@ -126,13 +127,14 @@ class EvaluatedClassifier:
         """What makes all these maps of RGB patches."""
         network = self.network
         asked_as = {spec: (spec.layer,) for spec in network.maps}
-        return Explainer(self.classifier, network, asked_as, (self.target,), self.device, self.batch)
+        return Explainer(self.classifier, network, asked_as, (self.target,), self.device, self.batch.size)
 
     def explainer_of(self, maps: Sequence[MapSpec]) -> Explainer:
         """Return what makes some of the maps of RGB patches, as a run does that is asked for them."""
         imitates = any(SMOOTHING[spec.method].imitates for spec in maps)
         surrogate = self.network.surrogate if imitates else None
-        return replace(self.explainer, network=replace(self.network, maps=tuple(maps), surrogate=surrogate))
+        network = replace(self.network, maps=tuple(maps), surrogate=surrogate)
+        return replace(self.explainer, network=network, batch=self.batch.size)
 
     def patch_maps(
         self, patches: NDArray[np.uint8], maps: Sequence[MapSpec]
@@ -214,13 +216,13 @@ class EvaluatedClassifier:
 
     @torch.no_grad()
     def _predicted_positive(self, patches: NDArray[np.uint8]) -> NDArray[np.bool_]:
-        found = []
+        def positive(some: slice) -> NDArray[np.bool_]:
+            images = self.classifier.normalised(patches[some], self.device)
+            p = probabilities(standard_logits(self.classifier.module(images)), self.classifier.output)
+            return np.asarray((p[:, self.target] > 0.5).cpu().numpy(), bool)
+
         with eval_mode(self.classifier.module):
-            for start in range(0, len(patches), self.batch):
-                images = self.classifier.normalised(patches[start : start + self.batch], self.device)
-                p = probabilities(standard_logits(self.classifier.module(images)), self.classifier.output)
-                found.append((p[:, self.target] > 0.5).cpu().numpy())
-        return np.concatenate(found)
+            return np.concatenate(list(self.batch.over(len(patches), positive)))
 
 
 def without_noise(network: Network, asked: Sequence[Attribution]) -> Network:

@@ -121,13 +121,17 @@ def _slide_maps(evaluated: EvaluatedClassifier, path: Path, folder: Path, *, pro
         "attributions": tuple(dict.fromkeys(spec.attribution for spec in main)),
         "targets": () if settings.target is None else (settings.target,),
     }
+    explainer = evaluated.explainer_of(main)
     explain = partial(
         explain_slide,
         path,
         folder,
         RunSettings(**shared | of_maps),
-        explainer=evaluated.explainer_of(main),
+        explainer=explainer,
         progress=progress,
     )
     result = explain()
-    return explain(overwrite=True) if result.differences else result
+    if result.differences:
+        result = explain(overwrite=True)
+    evaluated.batch.size = explainer.batch  # what did not fit here does not fit in the next slide
+    return result

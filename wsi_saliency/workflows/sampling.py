@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from wsi_saliency.errors import SettingsError, SlideError
 from wsi_saliency.geometry import Tile, TileGrid
+from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
@@ -379,6 +380,7 @@ class _Sampler:
                     patches[len(origins)] = patch
                     origins.append((source, tile))
                     self.bar.update()
+                    reraise_interruption()  # of a signal whose exception was lost in a library's callback
         return patches, origins
 
     def take_sides(self, places: Sequence[tuple[_Source, Area]], n: int, balance: Balance) -> _Sides:

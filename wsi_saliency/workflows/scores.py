@@ -12,7 +12,7 @@ import torch
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.models.classifier import TUMOUR_NAMES, probabilities, standard_logits
-from wsi_saliency.saliency.batches import DEFAULT_BATCH
+from wsi_saliency.saliency.batches import DEFAULT_BATCH, Batch
 from wsi_saliency.workflows.facts import Fact, note, warning
 
 if TYPE_CHECKING:
@@ -105,20 +105,17 @@ def logits_of(
     ModelError
         If a single patch does not fit into the device's memory.
     """
-    size, start = batch or DEFAULT_BATCH[device.type], 0
-    parts: list[torch.Tensor] = []
-    while start < len(patches):
-        images = classifier.normalised(patches[start : start + size], device)
-        try:
-            with torch.no_grad():
-                parts.append(standard_logits(classifier.module(images)).float().cpu())
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                raise ModelError(f"a single patch does not fit into the memory of {device}") from error
-            size //= 2
-            continue
-        start += len(images)
-    return torch.cat(parts)
+
+    @torch.no_grad()
+    def logits(some: slice) -> torch.Tensor:
+        images = classifier.normalised(patches[some], device)
+        return standard_logits(classifier.module(images)).float().cpu()
+
+    passes = Batch(batch or DEFAULT_BATCH[device.type]).over(len(patches), logits)
+    try:
+        return torch.cat(list(passes))
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"a single patch does not fit into the memory of {device}") from error
 
 
 def scored(

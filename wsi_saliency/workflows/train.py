@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.files import check_file, locked
+from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.models.classifier import Classifier, probabilities, standard_logits
 from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.saliency.engine import choose_device
@@ -144,6 +145,7 @@ class PatchBatches:
         device = next(self.classifier.module.parameters()).device
         for start in range(0, len(order), self.size):
             yield self.classifier.normalised(self.patches[order[start : start + self.size]], device)
+            reraise_interruption()  # of a signal whose exception was lost in a library's callback
 
 
 def _train(
