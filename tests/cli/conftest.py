@@ -8,11 +8,11 @@ from click.testing import CliRunner
 
 from tests.helpers.commands import PICTURE
 from tests.helpers.nets import spot_classifier
+from tests.helpers.runs import without_pictures
 from tests.helpers.slides import write_svs
 from wsi_saliency.cli import cli
 from wsi_saliency.engines import folders
 from wsi_saliency.models import loading
-from wsi_saliency.workflows import explain
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def spots(monkeypatch):
     """
     monkeypatch.setattr(folders, "ISOLATED_FROM", math.inf)
     monkeypatch.setattr(loading, "_load", lambda uri, weights: spot_classifier(64))
-    monkeypatch.setattr(explain, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import torch
 
 from tests.helpers.nets import narrow_net, spot_classifier, untrained
 from tests.helpers.paths import SAMPLE_DATA
+from tests.helpers.runs import without_pictures
 from tests.helpers.slides import section, write_svs
 from wsi_saliency import EvaluationSettings, evaluate_slide, evaluate_slides
 from wsi_saliency.errors import ModelError, OutputError, SettingsError, SlideError
@@ -26,7 +27,6 @@ from wsi_saliency.report import outputs
 from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import METHODS
 from wsi_saliency.workflows import evaluate, localised
-from wsi_saliency.workflows import explain as pipeline
 from wsi_saliency.workflows.evaluate import distinct_names
 from wsi_saliency.workflows.evaluated import EvaluatedClassifier
 
@@ -44,7 +44,7 @@ def spots(monkeypatch):
     classifier = spot_classifier(64)
     classifier.module.head.weight.mul_(HEAD)
     monkeypatch.setattr(loading, "_load", lambda uri, weights: classifier)
-    monkeypatch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+    without_pictures(monkeypatch)
     monkeypatch.setattr(outputs, "plots", lambda evaluation: [])
     return classifier
 
@@ -109,7 +109,7 @@ def demo(tmp_path_factory):
     settings = settings_of(model="demo", patches=7, batch=None, step=224 * 56, **annotated)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(localised, "RunSettings", partial(localised.RunSettings, overlap=0.0))
-        patch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+        without_pictures(patch)
         evaluation = evaluate_slide(SAMPLE / "tumour_nests.svs", folder, settings)
     return evaluation, folder, strict(folder / "metrics.json")
 

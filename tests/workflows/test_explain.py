@@ -26,6 +26,7 @@ from tests.helpers.runs import (
     rows_of,
     strict_json,
     values_of,
+    without_pictures,
 )
 from tests.helpers.slides import pyramid, section, write_svs, write_tiff
 from wsi_saliency.errors import OutputError, SlideError
@@ -48,7 +49,7 @@ XS, YS = (positions(side, 64, 40, 8) for side in (W, H))  # of patches of 64 px 
 @pytest.fixture(autouse=True)
 def _quick_overview(monkeypatch):
     """Drawing takes most of such a small run; `result` and the empty map have their picture drawn."""
-    monkeypatch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(scope="module")

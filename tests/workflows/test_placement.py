@@ -7,15 +7,17 @@ import pytest
 import torch
 
 from tests.helpers.nets import spot_classifier
+from tests.helpers.runs import without_pictures
 from tests.helpers.slides import pyramid, write_svs
 from wsi_saliency import open_slide, train_surrogate
 from wsi_saliency.geometry import Mpp, Region
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.settings import ATTRIBUTIONS, METHODS, RunSettings
+from wsi_saliency.workflows import explain
 from wsi_saliency.workflows.explain import explain_slide
 
-SIDE_UM = 640  # of the slide
+SIDE_UM = 512  # of the slide
 RADIUS_UM = 6
 APART_UM = 64
 
@@ -32,10 +34,11 @@ def slide_with_spots(path, mpp, places):
     """Draw dark discs on white at subpixel places; pixel i covers [i, i + 1)."""
     w, h = round(SIDE_UM / mpp.x), round(SIDE_UM / mpp.y)
     rgb = np.full((h, w, 3), 255, np.uint8)
-    ys, xs = (np.arange(h) + 0.5)[:, None] * mpp.y, (np.arange(w) + 0.5) * mpp.x
+    ys, xs = (np.arange(h) + 0.5) * mpp.y, (np.arange(w) + 0.5) * mpp.x
     for x, y in places:
-        distance = np.hypot(xs - x, ys - y)
-        rgb[distance < RADIUS_UM] = 30
+        rows, columns = np.abs(ys - y) < RADIUS_UM, np.abs(xs - x) < RADIUS_UM
+        distance = np.hypot(xs[columns] - x, ys[rows, None] - y)
+        rgb[np.ix_(rows, columns)] = np.where(distance < RADIUS_UM, 30, 255)[..., None]
     return write_svs(path, pyramid(rgb, (1, 2, 4)), mpp=mpp.x)
 
 
@@ -93,8 +96,12 @@ SPREAD = {"backward-hook": 0.3}
 
 @pytest.mark.parametrize("mpp", [0.5, 0.26], ids=["same mpp", "resampled"])
 @pytest.mark.parametrize(("method", "attributions", "layers"), CASES)
-def test_planted_spots_come_back_in_place(slides, surrogate, tmp_path, mpp, layers, attributions, method):
+def test_planted_spots_come_back_in_place(
+    slides, surrogate, tmp_path, monkeypatch, mpp, layers, attributions, method
+):
     places, paths = slides
+    without_pictures(monkeypatch)
+    monkeypatch.setattr(explain, "write_slide_page", lambda folder, *args, **how: None)
     settings = RunSettings(
         model="spots",
         methods=(method,),

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from tests.helpers.paths import ROOT
-from tests.helpers.runs import SETTINGS, explainer_for, is_left, strict_json
+from tests.helpers.runs import SETTINGS, explainer_for, is_left, strict_json, without_pictures
 from tests.helpers.slides import pyramid, section, write_svs
 from wsi_saliency import working
 from wsi_saliency.errors import OutputError, SlideError
@@ -43,7 +43,7 @@ EAGER = {"SHORTEST": 0.0, "LONGEST": 1e9, "COST": 1e9, "SHARE": 0.2, "QUICK": 1e
 
 @pytest.fixture(autouse=True)
 def _quick_overview(monkeypatch):
-    monkeypatch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+    without_pictures(monkeypatch)
 
 
 @pytest.fixture(autouse=True)
@@ -67,14 +67,14 @@ def run(slide, folder, settings=TWO, **how):
 @pytest.fixture(scope="module")
 def whole(slide, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+        without_pictures(patch)
         return run(slide, tmp_path_factory.mktemp("whole") / "out")
 
 
 @pytest.fixture(scope="module")
 def one(slide, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+        without_pictures(patch)
         return run(slide, tmp_path_factory.mktemp("one") / "out", ONE)
 
 
@@ -242,10 +242,10 @@ def test_a_killed_run_goes_on(slide, whole, tmp_path):
 
 
 KILL = """
-import json, os, signal, sys, torch
+import json, os, pytest, signal, sys, torch
 from dataclasses import replace
 from pathlib import Path
-from tests.helpers.runs import explainer_for
+from tests.helpers.runs import explainer_for, without_pictures
 from wsi_saliency import files
 from wsi_saliency.heatmap import ome_zarr
 from wsi_saliency.saliency.engine import Explainer
@@ -253,7 +253,7 @@ from wsi_saliency.settings import RunSettings
 from wsi_saliency.workflows import explain, journal, streaming
 
 torch.set_num_threads(1)
-explain.write_overview = lambda path, *args, **how: path.write_bytes(b"drawn")
+without_pictures(pytest.MonkeyPatch())
 WHERE = {
     "explain": (Explainer, "__call__"),
     "add": (streaming.MapSink, "add"),

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import tifffile
 
-from tests.helpers.runs import OUTPUTS, REMADE, SETTINGS, explained, rows_of, strict_json, values_of
+from tests.helpers.runs import (
+    OUTPUTS,
+    REMADE,
+    SETTINGS,
+    explained,
+    rows_of,
+    strict_json,
+    values_of,
+    without_pictures,
+)
 from tests.helpers.slides import pyramid, section, write_svs
 from wsi_saliency import geometry
 from wsi_saliency.heatmap.result import Result
@@ -58,7 +67,7 @@ def result(slide, tmp_path_factory, drawn):
 
 @pytest.fixture(autouse=True)
 def _quick_overview(monkeypatch):
-    monkeypatch.setattr(pipeline, "write_overview", lambda path, *args, **how: path.write_bytes(b"drawn"))
+    without_pictures(monkeypatch)
 
 
 def test_each_map_has_files_of_its_own(result):
