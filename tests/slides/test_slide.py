@@ -97,6 +97,34 @@ def in_memory(levels: Sequence[NDArray[np.uint8]], skewed: Sequence[float] | Non
     return Slide(Path("array"), ArrayReader(levels, skewed))
 
 
+@pytest.mark.parametrize(
+    ("factors", "skewed", "sizes", "at_once"),
+    [
+        ((1,), None, [Size(110, 90), Size(30, 21)], True),
+        ((1,), (1.0,), [Size(110, 90), Size(300, 200), Size(7, 5)], True),
+        ((1,), None, [Size(110, 90)], False),  # by itself, it is read in pieces
+        ((1, 2), (1.0, 2.0003), [Size(110, 90), Size(30, 21)], False),  # where a read starts moves pixels
+        ((1, 8), None, [Size(110, 90), Size(30, 21)], False),  # of two levels
+    ],
+)
+def test_sizes_that_are_made_of_one_level_are_read_at_once(
+    factors: tuple[int, ...], skewed: tuple[float, ...] | None, sizes: list[Size], at_once: bool
+) -> None:
+    slide, reads = in_memory(pyramid(noise(211, 301), factors), skewed), []
+    region, read_level = Region(-5.5, 3, 300, 200.5), slide._reader.read_level
+
+    def counting(*box: int) -> LevelPixels:
+        reads.append(box)
+        return read_level(*box)
+
+    slide._reader.read_level = counting  # type: ignore[method-assign]
+    expected = [slide.read(region, size) for size in sizes]
+    alone = reads.copy()
+    for found, picture in zip(slide.read_each(region, sizes), expected, strict=True):
+        np.testing.assert_array_equal(found, picture)
+    assert reads[len(alone) :] == ([(0, 0, 0, 301, 211)] if at_once else alone)
+
+
 def slow_resample(
     pixels: NDArray[np.uint8], start: tuple[float, float], step: float, out: Size
 ) -> NDArray[np.float64]:

@@ -10,6 +10,7 @@ from PIL import Image
 from tests.helpers.slides import pyramid, section, write_ome_tiff, write_svs, write_tiff
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Region, Size
+from wsi_saliency.slides import slide as slides
 from wsi_saliency.slides import whole
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import mask_of, mask_size, tissue_mask
@@ -79,6 +80,18 @@ def test_every_pixel_is_decoded_about_once(
         monkeypatch.setattr(slide, "read", counted := Counted(slide.read))
         read_whole(slide, SIZES)
     assert counted.pixels <= 1.1 * W * H
+
+
+@pytest.mark.parametrize("write", WAYS.values(), ids=WAYS.keys())
+def test_a_small_slide_has_the_pixels_that_it_has_when_each_size_is_read_by_itself(
+    write: Callable[[Path], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(slides, "CELL", 512)  # several pieces
+    monkeypatch.setattr(slides, "_STRIP", 300)
+    with open_slide(write(tmp_path / "s.tif")) as slide:
+        sizes = [*SIZES, Size(871, 639), Size(W, H)]
+        for size, picture in zip(sizes, read_whole(slide, sizes), strict=True):
+            np.testing.assert_array_equal(picture, slide.read(Region(0, 0, W, H), size))
 
 
 class Counted:

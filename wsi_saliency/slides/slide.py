@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -13,6 +14,7 @@ from wsi_saliency.slides.levels import LevelPixels
 from wsi_saliency.slides.resampling import CELL, Axis, resample
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -20,11 +22,14 @@ if TYPE_CHECKING:
 
     from wsi_saliency.slides.readers.decoding import DecodedTiles
     from wsi_saliency.slides.readers.protocol import LevelReader
+    from wsi_saliency.slides.resampling import ReadLevel
 
 log = logging.getLogger(__name__)
 
 _LEVEL_TOLERANCE = 2e-3
 """A level this much too coarse is still taken: it spares a read four times as large, and nobody sees it."""
+
+_STRIP = 1024  # rows of a level that are read at a time where all of it is wanted
 
 
 class Slide:
@@ -128,14 +133,66 @@ class Slide:
             If the file cannot be decoded there; names the file and the region.
         """
         number = self.best_level(region.w / out.w, region.h / out.h)
+        return self._read(number, region, out, partial(self._reader.read_level, number))
+
+    def read_each(self, region: Region, outs: Sequence[Size]) -> list[NDArray[np.uint8]]:
+        """Read a region in several sizes, each as `read` does; a level that all are made of is decoded once.
+
+        That level is held meanwhile, three bytes a pixel.
+
+        Parameters
+        ----------
+        region
+            Level-0 pixels, as `read` takes them; most of the slide.
+        outs
+            Sizes of the results in pixels.
+
+        Raises
+        ------
+        SlideError
+            As `read`.
+        """
+        numbers = {self.best_level(region.w / out.w, region.h / out.h) for out in outs}
+        if len(outs) < 2 or len(numbers) > 1:
+            return [self.read(region, out) for out in outs]
+        (number,) = numbers
+        try:
+            inside = self._held(number)
+        except SlideError as error:
+            raise self._unreadable(region, error) from error
+        if inside is None:
+            return [self.read(region, out) for out in outs]
+        return [self._read(number, region, out, inside) for out in outs]
+
+    def _read(self, number: int, region: Region, out: Size, inside: ReadLevel) -> NDArray[np.uint8]:
+        """Resample a region of a level, of which ``inside`` reads boxes that lie inside it."""
         level = self.levels[number]
         x = Axis(region.x / level.downsample_x, region.w / level.downsample_x / out.w, out.w)
         y = Axis(region.y / level.downsample_y, region.h / level.downsample_y / out.h, out.h)
         anchor = self._reader.anchor(number)
         try:
-            return resample(lambda *box: self._padded(number, *box), x, y, anchor or CELL, anchor is not None)
+            return resample(
+                lambda *box: _padded(level.size, inside, *box), x, y, anchor or CELL, anchor is not None
+            )
         except SlideError as error:
-            raise SlideError(f"{self.path}: cannot read {_described(region)}: {error}") from error
+            raise self._unreadable(region, error) from error
+
+    def _held(self, number: int) -> ReadLevel | None:
+        """Read a level once; return what cuts boxes out of it, None if where a read starts moves pixels."""
+        if self._reader.anchor(number) is not None:
+            return None
+        size = self.levels[number].size
+        pixels = np.empty((size.h, size.w, 3), np.uint8)
+        for y in range(0, size.h, _STRIP):
+            strip = self._reader.read_level(number, 0, y, size.w, min(_STRIP, size.h - y))
+            if strip.shift_x or strip.shift_y:
+                return None
+            pixels[y : y + _STRIP] = strip.rgb
+        return lambda x, y, w, h: LevelPixels(pixels[y : y + h, x : x + w])
+
+    def _unreadable(self, region: Region, error: SlideError) -> SlideError:
+        where = f"x={region.x:g}, y={region.y:g}, w={region.w:g}, h={region.h:g} (level-0 pixels)"
+        return SlideError(f"{self.path}: cannot read the region {where}: {error}")
 
     def read_at(self, region: Region, mpp: float) -> NDArray[np.uint8]:
         """Read a region at ``mpp`` µm per pixel, to the nearest whole number of pixels.
@@ -191,21 +248,19 @@ class Slide:
     ) -> None:
         self.close()
 
-    def _padded(self, number: int, level_x: int, level_y: int, level_w: int, level_h: int) -> LevelPixels:
-        """Read a box that may reach outside a level, which is white."""
-        size = self.levels[number].size
-        left, top = max(level_x, 0), max(level_y, 0)
-        w = min(level_x + level_w, size.w) - left
-        h = min(level_y + level_h, size.h) - top
-        if (w, h) == (level_w, level_h):
-            return self._reader.read_level(number, left, top, w, h)
-        rgb = np.full((level_h, level_w, 3), 255, np.uint8)
-        if w <= 0 or h <= 0:
-            return LevelPixels(rgb)
-        inside = self._reader.read_level(number, left, top, w, h)
-        rgb[top - level_y :, left - level_x :][:h, :w] = inside.rgb
-        return LevelPixels(rgb, inside.shift_x, inside.shift_y)
 
-
-def _described(region: Region) -> str:
-    return f"the region x={region.x:g}, y={region.y:g}, w={region.w:g}, h={region.h:g} (level-0 pixels)"
+def _padded(
+    size: Size, inside: ReadLevel, level_x: int, level_y: int, level_w: int, level_h: int
+) -> LevelPixels:
+    """Read a box that may reach outside a level of a size, which is white; ``inside`` reads the rest."""
+    left, top = max(level_x, 0), max(level_y, 0)
+    w = min(level_x + level_w, size.w) - left
+    h = min(level_y + level_h, size.h) - top
+    if (w, h) == (level_w, level_h):
+        return inside(left, top, w, h)
+    rgb = np.full((level_h, level_w, 3), 255, np.uint8)
+    if w <= 0 or h <= 0:
+        return LevelPixels(rgb)
+    there = inside(left, top, w, h)
+    rgb[top - level_y :, left - level_x :][:h, :w] = there.rgb
+    return LevelPixels(rgb, there.shift_x, there.shift_y)
