@@ -116,7 +116,7 @@ def test_what_is_wrong_stands_in_the_message():
         "patch (--patch) is 4; it has to be a whole number from 8 to 4096"
     )
     assert refused(RunSettings, "batch", 2.5) == (
-        "batch (--batch) is 2.5; it has to be a whole number at least 1"
+        "batch (--batch) is 2.5; it has to be a whole number of at least 1"
     )
     assert refused(EvaluationSettings, "methods", ("none", "nix")) == (
         "methods (--method) is 'nix'; it has to be one of none, backward-hook, centred-hook, "
@@ -150,7 +150,7 @@ def test_bounds_hold_what_they_say(value):
 def test_bounds_in_words():
     assert str(Bounds(0, 1)) == "from 0 to 1"
     assert Bounds(0, open=True).wanted == "a number above 0"
-    assert whole(1).wanted == "a whole number at least 1"
+    assert whole(1).wanted == "a whole number of at least 1"
 
 
 @pytest.mark.parametrize(

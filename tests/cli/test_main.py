@@ -34,6 +34,13 @@ print(json.dumps([codes, [name for name in {HEAVY} if name in sys.modules]]))
     assert json.loads(done.stdout) == [[0] * (1 + len(SETTINGS)), []]
 
 
+def test_help_leads_with_run_and_cuts_no_sentence(call):
+    told = call("--help").stdout
+    commands = told.partition("Commands:\n")[2]
+    assert commands.split()[0] == "run"
+    assert "..." not in commands
+
+
 def test_the_program_runs_from_its_folder():
     script = ROOT / "cli.py"
     done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, timeout=60)

@@ -275,3 +275,12 @@ def test_every_command_refuses_other_weights_than_those_wanted(call, slide, tmp_
     line = only_line(call(command, *named, "--sha256", "0" * 64))
     assert "--sha256 wants 0000" in line
     assert left(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", ["", " ", ","])
+def test_a_list_without_a_name_is_refused(call, value):
+    """It is what an empty variable of a script leaves, and not a wish for the default."""
+    refused = call("run", "slide.svs", "--layer", value)
+    assert refused.exit_code == 2
+    assert "'--layer': " in refused.stderr
+    assert "has no name in it" in refused.stderr

@@ -85,3 +85,10 @@ def test_a_folder_without_a_result_is_named(call, tmp_path):
     assert left(tmp_path) == []
     assert call("qupath", "maps").exit_code == 2
     assert call("qupath", "-p", "project").exit_code == 2
+
+
+def test_a_project_is_a_folder_and_no_url(call, tmp_path):
+    refused = call("qupath", "maps", "-p", "s3://bucket/project")
+    assert refused.exit_code == 2
+    assert "'s3://bucket/project' is a URL" in refused.stderr
+    assert left(tmp_path) == []

@@ -27,6 +27,10 @@ from wsi_saliency.messages import printable
 class _Commands(click.Group):
     """A group whose commands end with one line instead of a traceback when a user error comes up."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the commands as they were added: who reads ``--help`` for the first time needs ``run``."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> Any:
         speak()
         with interruptible():
@@ -57,7 +61,8 @@ def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
 @click.group(
     cls=_Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage; "
+    epilog="To begin: wsi-saliency run slide.svs --model demo\n\n"
+    "Exit codes: 0 all done, 1 something failed (each failure is named), 2 wrong usage; "
     "interrupted: 130 by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.",
 )
 @click.option(
@@ -74,15 +79,15 @@ def cli() -> None:
 
 for _command in (
     run.run,
+    view.view,
+    render.render,
+    qupath.qupath,
     inspect.inspect,
     check_model.check_model,
     models.models,
-    train_surrogate.train_surrogate,
     evaluate.evaluate,
+    train_surrogate.train_surrogate,
     doctor.doctor,
-    view.view,
-    qupath.qupath,
-    render.render,
 ):
     cli.add_command(_command)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 @click.command(
     "check-model",
     cls=Command,
+    short_help="Say what a classifier is, and whether to trust it.",
     epilog=examples(
         "check-model demo",
         "check-model timm:resnet18 --weights weights.safetensors --json",

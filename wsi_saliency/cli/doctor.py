@@ -11,7 +11,11 @@ from wsi_saliency.cli.terminal import SOME_FAILED, echo
 from wsi_saliency.cli.types import Output
 
 
-@click.command(cls=Command, epilog=examples("doctor", "doctor -o /data/maps"))
+@click.command(
+    cls=Command,
+    short_help="Say whether the program can work here.",
+    epilog=examples("doctor", "doctor -o /data/maps"),
+)
 @click.option(
     "-o",
     "--out",

@@ -14,6 +14,7 @@ from wsi_saliency.settings import EvaluationSettings
 
 @click.command(
     cls=Command,
+    short_help="Measure which maps explain the classifier.",
     epilog=examples(
         "evaluate slide.svs --model demo --attribution gradient --layer 8 --patches 20",
         "evaluate slides/ --predicted-positive --annotations annotations/ --sanity",

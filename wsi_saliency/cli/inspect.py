@@ -11,7 +11,11 @@ from wsi_saliency.cli.terminal import echo_table
 from wsi_saliency.settings import InspectSettings
 
 
-@click.command(cls=Command, epilog=examples("inspect slide.svs --model demo"))
+@click.command(
+    cls=Command,
+    short_help="Say what a slide is, and what a run would read.",
+    epilog=examples("inspect slide.svs --model demo"),
+)
 @click.argument("slide", type=click.Path(path_type=Path))
 @options(InspectSettings)
 def inspect(slide: Path, settings: InspectSettings) -> None:

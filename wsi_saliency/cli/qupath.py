@@ -8,16 +8,19 @@ import click
 
 from wsi_saliency.cli.options import Command, examples
 from wsi_saliency.cli.terminal import echo, echo_table, speak
+from wsi_saliency.cli.types import Output
 
 
 @click.command(
-    cls=Command, epilog=examples("qupath saliency/ -p project", "qupath maps/a maps/b -p project --no-tiles")
+    cls=Command,
+    short_help="Put slides and their maps into a QuPath project.",
+    epilog=examples("qupath saliency/ -p project", "qupath maps/a maps/b -p project --no-tiles"),
 )
 @click.argument("outs", nargs=-1, required=True, metavar="OUT...", type=click.Path(path_type=Path))
 @click.option(
     "-p",
     "--project",
-    type=click.Path(path_type=Path),
+    type=Output(),
     required=True,
     metavar="FOLDER",
     help="Folder of the QuPath project; it is made if it is not there.",

@@ -15,6 +15,7 @@ from wsi_saliency.settings import Bounds, whole
 
 @click.command(
     cls=Command,
+    short_help="Draw a figure of a map for a paper.",
     epilog=examples(
         "render saliency/slide -o figure.pdf",
         "render saliency/slide --region 12000,8000,4000,3000 --beside -o figure.png",

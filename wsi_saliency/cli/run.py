@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,9 +24,12 @@ if TYPE_CHECKING:
     from wsi_saliency.urls import Location
     from wsi_saliency.workflows.jobs import Job
 
+log = logging.getLogger(__name__)
+
 
 @click.command(
     cls=Command,
+    short_help="Lay a saliency map over each slide.",
     epilog=examples(
         "run slide.svs --model demo",
         "run slides/ -o maps --layer layer3 --overlap 0.75",
@@ -49,8 +53,8 @@ if TYPE_CHECKING:
 )
 @click.option("--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks.")
-@options(BatchSettings, name="batch_settings")
 @options(RunSettings)
+@options(BatchSettings, name="batch_settings")
 def run(
     slides: tuple[str, ...],
     out: Location,
@@ -100,8 +104,8 @@ def _explain(
             failures.append(outcome.failure)
             if len(jobs) > 1:
                 echo(f"failed: {outcome.failure}", err=True)
-        elif outcome.result is not None and not quiet:
-            echo(_summary(outcome.job.slide, outcome.result))
+        elif outcome.result is not None:
+            _tell(outcome.job.slide, outcome.result, quiet=quiet)
     return failures, done
 
 
@@ -142,6 +146,14 @@ def _dry_run(jobs: list[Job], out: Shelf, settings: RunSettings, *, overwrite: b
     )
     if total.failed:
         raise click.exceptions.Exit(SOME_FAILED)
+
+
+def _tell(slide: Path, result: Result, *, quiet: bool) -> None:
+    """Say what became of a slide; that a result is kept which is not what was asked for is a warning."""
+    if result.kept and (result.differences or not result.is_current):
+        log.warning("%s: %s", slide, _kept(result))
+    elif not quiet:
+        echo(_summary(slide, result))
 
 
 def _summary(slide: Path, result: Result) -> str:

@@ -15,6 +15,7 @@ from wsi_saliency.settings import TrainingSettings
 @click.command(
     "train-surrogate",
     cls=Command,
+    short_help="Train what --method surrogate needs.",
     epilog=examples(
         "train-surrogate slides/ --balance metastasis",
         "train-surrogate slide.svs --model timm:resnet18 --weights weights.safetensors",

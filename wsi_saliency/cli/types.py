@@ -128,6 +128,8 @@ class Names(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, tuple):
             return value
         names = tuple(dict.fromkeys(name.strip() for name in value.split(",") if name.strip()))
+        if not names:
+            self.fail(f"{value!r} has no name in it; leave the option out for its default", param, ctx)
         if self.everything is not None and names == ("all",):
             return self.everything
         for name in names:

@@ -8,9 +8,15 @@ import click
 
 from wsi_saliency.cli.options import Command, examples
 from wsi_saliency.cli.terminal import INTERRUPTED, echo, speak
+from wsi_saliency.cli.types import Number
+from wsi_saliency.settings import whole
 
 
-@click.command(cls=Command, epilog=examples("view saliency/", "view saliency/slide --slide moved/slide.svs"))
+@click.command(
+    cls=Command,
+    short_help="Look at maps over their slides in a browser.",
+    epilog=examples("view saliency/", "view saliency/slide --slide moved/slide.svs"),
+)
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
     "--slide",
@@ -20,12 +26,14 @@ from wsi_saliency.cli.terminal import INTERRUPTED, echo, speak
 )
 @click.option(
     "--port",
-    type=click.IntRange(0, 65535),
+    type=Number(whole(0, 65535)),
     default=0,
     metavar="N",
-    help="Port of the page on this machine; by default any that is free.",
+    help="Port of the page on this machine; 0 is any that is free.  [default: 0]",
 )
-@click.option("--open/--no-open", "opens", default=True, help="Open the page in a browser; default: --open.")
+@click.option(
+    "--open/--no-open", "opens", default=True, show_default=True, help="Open the page in a browser."
+)
 def view(out: Path, slide: Path | None, port: int, opens: bool) -> None:
     """Look at results (OUT: a folder that run has written) in a browser, each map over its slide.
 

@@ -41,7 +41,8 @@ class Bounds:
     @property
     def wanted(self) -> str:
         """The numbers in words, for a message."""
-        return f"a {'whole ' if self.whole else ''}number {self}"
+        of = "" if self.open or self.high < math.inf else "of "
+        return f"a {'whole ' if self.whole else ''}number {of}{self}"
 
 
 def whole(low: float, high: float = math.inf) -> Bounds:
