@@ -115,17 +115,16 @@ def tidying(step: Callable[[], None]) -> Iterator[None]:
     """Do a step at the end of this block, however it ends, undisturbed by signals.
 
     The exception of a signal can come between any two instructions, also between those that enter and leave a
-    block, so that a step may be left out. After a signal all are done again where `interruptible` ends.
+    block, so that a step may be left out. After a signal all are done again where `interruptible` ends, and
+    there also those of threads that are still at work: the process may end before they do.
 
     Parameters
     ----------
     step
         Tidies up, and does no harm where there is nothing to tidy up.
     """
-    main = threading.current_thread() is threading.main_thread()
     try:
-        if main:
-            _promised.append(step)
+        _promised.append(step)
         yield
     finally:
         with undisturbed():

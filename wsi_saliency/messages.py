@@ -38,6 +38,14 @@ def storable(text: str) -> str:
     return _NOT_STORABLE.sub("\ufffd", text)
 
 
+def bytes_in_words(n: int) -> str:
+    """Return a number of bytes as B, kB, MB, GB or TB."""
+    for unit, size in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if n >= size:
+            return f"{n / size:.1f} {unit}"
+    return f"{n} B"
+
+
 def duration_in_words(seconds: float) -> str:
     """Return a duration as s, min, h or days, about."""
     for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):

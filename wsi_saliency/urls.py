@@ -7,7 +7,7 @@ import re
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import url2pathname
 
 from wsi_saliency.errors import SettingsError, WsiSaliencyError
@@ -25,6 +25,12 @@ INSTALL = "pip install wsi-saliency[cloud]"
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")  # one letter is a drive
 _USER = re.compile(r"(?<=://)[^/@]*@")
+_SECRET = re.compile(r"(https?://[^\s?#'\"]*)[?#][^\s'\")]*", re.IGNORECASE)
+_SIGNATURE = re.compile(
+    r"(?<=[?&])(?:x-(?:amz|goog)-[^=&]*|sig|s[eprtv]|spr|expires|signature|key-pair-id|policy)=[^&#]*&?",
+    re.IGNORECASE,
+)
+_BUSY = frozenset({408, 425, 429})  # answers of a server that may be others the next time
 _QUERY = re.compile(r"(?<=^http)(s?://[^?#]*)[?#].*", re.DOTALL | re.IGNORECASE)
 
 
@@ -59,6 +65,47 @@ def located(text: str | Location) -> Location:
 def shown(url: object) -> str:
     """Return a URL as it is shown and recorded: without a login before the host or a signature behind it."""
     return _QUERY.sub(r"\1", _USER.sub("", str(url)))
+
+
+def unsigned(url: object) -> str:
+    """Return what stays the same of a URL when it is signed anew: all but login and signature."""
+    return _SIGNATURE.sub("", _USER.sub("", str(url))).rstrip("?&")
+
+
+def name_of(place: object) -> str:
+    """Return the last name of a path or a URL: of ``https://host/a%20b.svs?signature`` it is ``a b.svs``."""
+    text = str(place)
+    if not is_url(text):
+        return Path(text).name
+    if not text.lower().startswith("http"):
+        return text.rstrip("/").rpartition("/")[2]
+    last = re.split(r"[?#]", text, maxsplit=1)[0].rstrip("/").rpartition("/")[2]
+    name = unquote(last)
+    return last if name in ("", ".", "..") or re.search(r"[/\\\x00-\x1f]", name) else name
+
+
+def home_of(place: Location) -> str:
+    """Return where something is, for others who look for it: an absolute path, or a URL as `shown`."""
+    return str(place.resolve()) if isinstance(place, Path) else shown(place)
+
+
+def is_final(error: Exception) -> bool:
+    """Whether a store would say the same again: there is no such thing, or it may not be read."""
+    cause = _cause(error)
+    status = getattr(cause, "status", None)
+    if isinstance(status, int):
+        return 400 <= status < 500 and status not in _BUSY
+    kinds = (WsiSaliencyError, FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+    return isinstance(cause, kinds) or "credentials" in str(cause).lower()
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return what is behind an error: fsspec says of all that HTTP cannot get that there is no such file."""
+    behind = error.__cause__
+    if not isinstance(error, FileNotFoundError) or behind is None:
+        return error
+    of_http = type(behind).__module__.partition(".")[0] == "aiohttp" or isinstance(behind, TimeoutError)
+    return behind if of_http and getattr(behind, "status", None) != 404 else error
 
 
 def _of_file_url(url: str) -> Path:
@@ -107,16 +154,23 @@ def reaching(place: object, error: type[WsiSaliencyError], what: str) -> Iterato
         raise
     except Exception as e:  # each store has errors of its own
         reraise_interruption()
-        raise error(f"{shown(place)}: {what} ({_reason(e)})") from e
+        # A traceback would show what libraries say of a URL, with its signature.
+        raise error(f"{shown(place)}: {what} ({_reason(e)})") from (e if str(place) == shown(place) else None)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """Say why in one line; where a login is missing, what helps."""
+    error = _cause(error)
+    status = getattr(error, "status", None)
     if isinstance(error, FileNotFoundError):
         return "there is nothing of that name"
-    if isinstance(error, PermissionError):
+    if isinstance(error, PermissionError) or status in (401, 403):
         return "you may not; check the login, such as AWS_PROFILE or AWS_ACCESS_KEY_ID, and its rights"
-    text = one_line(error) or type(error).__name__
+    if isinstance(status, int):
+        return one_line(f"the server answers {status} {getattr(error, 'message', '')}")
+    if isinstance(error, TimeoutError):
+        return "there is no answer"
+    text = one_line(_SECRET.sub(r"\1", str(error))) or type(error).__name__
     if "credentials" in text.lower():
         return f"{text}; name a login, such as AWS_PROFILE or AWS_ACCESS_KEY_ID"
     return text

@@ -34,7 +34,13 @@ _NO_LOCKS = frozenset({errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP})  # some n
 
 def is_working_folder(path: Path) -> bool:
     """Whether a folder is one in which a result grows, or was growing when its run was killed."""
-    return _GROWING.fullmatch(path.name) is not None
+    return result_of(path) is not None
+
+
+def result_of(path: Path) -> str | None:
+    """Return the name of the result that grows in a working folder; None of any other folder."""
+    found = _GROWING.fullmatch(path.name)
+    return found[1] if found else None
 
 
 def hidden(target: Path, ending: str) -> Path:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from wsi_saliency.errors import OutputError
 from wsi_saliency.geometry import Placement, Size
+from wsi_saliency.heatmap.differences import differences
 from wsi_saliency.heatmap.pyramid import Window
 from wsi_saliency.heatmap.result import (
     COMPLETE,
@@ -20,7 +21,6 @@ from wsi_saliency.heatmap.result import (
     MapRecord,
     Result,
     columns_of,
-    differences,
     first_overview,
     is_map_file,
     with_names,

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import click
 
 from wsi_saliency.cli.options import Command, examples, options
@@ -16,9 +14,9 @@ from wsi_saliency.settings import InspectSettings
     short_help="Say what a slide is, and what a run would read.",
     epilog=examples("inspect slide.svs --model demo"),
 )
-@click.argument("slide", type=click.Path(path_type=Path))
+@click.argument("slide")
 @options(InspectSettings)
-def inspect(slide: Path, settings: InspectSettings) -> None:
+def inspect(slide: str, settings: InspectSettings) -> None:
     """Say what a SLIDE is: format, size, levels, mpp and where it came from, tissue, patches of a run."""
     from wsi_saliency.workflows.describe_slide import describe_slide
 

@@ -7,10 +7,10 @@ from typing import Any
 
 import click
 
-from wsi_saliency.cli.options import Command, examples
+from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import echo, speak
 from wsi_saliency.cli.types import Box, Number, Output
-from wsi_saliency.settings import Bounds, whole
+from wsi_saliency.settings import Bounds, CacheSettings, whole
 
 
 @click.command(
@@ -44,8 +44,7 @@ from wsi_saliency.settings import Bounds, whole
 @click.option("--target", metavar="NAME", help="Which class.  [default: the first]")
 @click.option(
     "--slide",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
+    metavar="FILE|URL",
     help="The slide.  [default: where the run found it]",
 )
 @click.option(
@@ -71,6 +70,7 @@ from wsi_saliency.settings import Bounds, whole
     help="Pixels per inch of slide and map.",
 )
 @click.option("--beside", is_flag=True, help="Show the slide alone beside it.")
+@options(CacheSettings, name="cache")
 def render(folder: Path, out: Path, **how: Any) -> None:
     """Draw a region of a RESULT's slide with its map, scale bar and colour bar, for a paper.
 

@@ -11,8 +11,7 @@ import click
 from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import SOME_FAILED, echo, echo_table, interrupted, speak
 from wsi_saliency.cli.types import Output
-from wsi_saliency.messages import duration_in_words
-from wsi_saliency.models.wording import bytes_in_words
+from wsi_saliency.messages import bytes_in_words, duration_in_words
 from wsi_saliency.settings import BatchSettings, RunSettings
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ def run(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Lay a hidden-layer saliency heatmap over each SLIDE (files, folders, patterns or lists in CSV).
+    """Lay a hidden-layer saliency heatmap over each SLIDE (files, folders, patterns, lists in CSV, or URLs).
 
     Method, attribution, layer and overlap are by default those that were most faithful of all that are
     steady, on two real tumour classifiers: insertion − deletion 0.49, where a random map has 0.21.
@@ -105,7 +104,7 @@ def _explain(
             if len(jobs) > 1:
                 echo(f"failed: {outcome.failure}", err=True)
         elif outcome.result is not None:
-            _tell(outcome.job.slide, outcome.result, quiet=quiet)
+            _tell(outcome.job.shown, outcome.result, quiet=quiet)
     return failures, done
 
 
@@ -127,18 +126,23 @@ def _dry_run(jobs: list[Job], out: Shelf, settings: RunSettings, *, overwrite: b
         if estimate.failure is not None:
             echo(f"failed: {estimate.failure}", err=True)
         elif estimate.kept:
-            echo(f"{estimate.job.slide}: {_kept(estimate.kept)}")
+            echo(f"{estimate.job.shown}: {_kept(estimate.kept)}")
+        elif estimate.to_fetch is not None:
+            size = bytes_in_words(estimate.to_fetch)
+            echo(f"{estimate.job.shown}: {size} to fetch → {out.where(estimate.job.name)}")
         else:
-            echo(f"{estimate.job.slide}: {estimate.patches} patches → {out.where(estimate.job.name)}")
+            echo(f"{estimate.job.shown}: {estimate.patches} patches → {out.where(estimate.job.name)}")
     total = Total.of(found)
     duration = "unknown until a slide is done" if total.seconds is None else duration_in_words(total.seconds)
     left = total.slides - total.kept - total.failed
+    fetch = f"{bytes_in_words(total.to_fetch)} of {total.unseen} slides, which the lines below leave out"
     echo_table(
         [
             (
                 "slides",
                 f"{total.slides}: {left} to explain, {total.kept} kept, {total.failed} cannot be read",
             ),
+            *([("to fetch", fetch)] if total.unseen else []),
             ("patches", f"{total.patches}"),
             ("time", duration),
             ("space", f"about {bytes_in_words(round(total.size))}"),
@@ -148,7 +152,7 @@ def _dry_run(jobs: list[Job], out: Shelf, settings: RunSettings, *, overwrite: b
         raise click.exceptions.Exit(SOME_FAILED)
 
 
-def _tell(slide: Path, result: Result, *, quiet: bool) -> None:
+def _tell(slide: str, result: Result, *, quiet: bool) -> None:
     """Say what became of a slide; that a result is kept which is not what was asked for is a warning."""
     if result.kept and (result.differences or not result.is_current):
         log.warning("%s: %s", slide, _kept(result))
@@ -156,7 +160,7 @@ def _tell(slide: Path, result: Result, *, quiet: bool) -> None:
         echo(_summary(slide, result))
 
 
-def _summary(slide: Path, result: Result) -> str:
+def _summary(slide: str, result: Result) -> str:
     """One line on a slide that is done."""
     if result.kept:
         return f"{slide}: {_kept(result)}"

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import click
 
-from wsi_saliency.cli.options import Command, examples
+from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import INTERRUPTED, echo, speak
 from wsi_saliency.cli.types import Number
-from wsi_saliency.settings import whole
+from wsi_saliency.settings import CacheSettings, whole
+from wsi_saliency.urls import located
 
 
 @click.command(
@@ -20,8 +21,7 @@ from wsi_saliency.settings import whole
 @click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
 @click.option(
     "--slide",
-    type=click.Path(path_type=Path),
-    metavar="PATH",
+    metavar="PATH|URL",
     help="Where the slide is, if it has moved since; for a single result.",
 )
 @click.option(
@@ -34,11 +34,13 @@ from wsi_saliency.settings import whole
 @click.option(
     "--open/--no-open", "opens", default=True, show_default=True, help="Open the page in a browser."
 )
-def view(out: Path, slide: Path | None, port: int, opens: bool) -> None:
+@options(CacheSettings, name="cache")
+def view(out: Path, slide: str | None, port: int, opens: bool, cache: CacheSettings) -> None:
     """Look at results (OUT: a folder that run has written) in a browser, each map over its slide.
 
     The page is served by this program, to this machine only, until Ctrl-C. Nothing is written, and nothing is
-    fetched from elsewhere. The address has a secret part: whoever has it can look as long as this runs.
+    fetched from elsewhere but slides that a run had from URLs. The address has a secret part: whoever has it
+    can look as long as this runs.
     """
     speak()
     import webbrowser
@@ -51,7 +53,10 @@ def view(out: Path, slide: Path | None, port: int, opens: bool) -> None:
     results = find_results(out)
     if slide is not None and len(results) > 1:
         raise click.UsageError(f"--slide is for a single result, and {out} has {len(results)}")
-    with Site(results, slide) as site, Server(site, port) as server:
+    with (
+        Site(results, None if slide is None else located(slide), cache) as site,
+        Server(site, port) as server,
+    ):
         echo(f"{server.url}  (Ctrl-C ends it)")
         if opens:
             Thread(target=webbrowser.open, args=(server.url,), daemon=True).start()

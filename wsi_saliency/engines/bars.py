@@ -7,7 +7,7 @@ from typing import Protocol
 from tqdm import tqdm
 
 from wsi_saliency.messages import printable
-from wsi_saliency.workflows.progress import PATCH
+from wsi_saliency.workflows.progress import BYTE, PATCH
 
 
 class Bars(Protocol):
@@ -74,6 +74,7 @@ class TerminalBars:
             total=count,
             desc=printable(name),
             unit=unit,
+            unit_scale=unit == BYTE,
             disable=None,
             leave=False,
             position=next(i for i in range(1, len(used) + 2) if -i not in used),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from itertools import repeat
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,18 +15,20 @@ from wsi_saliency.geometry import TileGrid
 from wsi_saliency.heatmap.result import asked_maps
 from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.settings import DEFAULT_LAYER, InspectSettings
+from wsi_saliency.slides.cache import SlideCache
 from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.slides.store import parts_of
 from wsi_saliency.slides.tissue import tissue_mask
 from wsi_saliency.workflows.canvas import canvas_for, tissue_shares
 from wsi_saliency.workflows.describe_slide import grid_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from wsi_saliency.heatmap.result import Result
     from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
+    from wsi_saliency.urls import Location
     from wsi_saliency.workflows.jobs import Job
 
 _REDUCTIONS = {"input": 1, "last": 32}  # of layers that are not named by their reduction
@@ -47,6 +50,8 @@ class Estimate:
         How many bytes that takes, if it was looked at.
     patches, cells
         How many patches would be explained, and how many cells of all maps would have a value.
+    to_fetch
+        Bytes that have to come from a URL first; patches are not known before they are here.
     failure
         Why it would fail, in one line.
     """
@@ -56,6 +61,7 @@ class Estimate:
     size: int | None = None
     patches: int = 0
     cells: float = 0.0
+    to_fetch: int | None = None
     failure: str | None = None
 
 
@@ -73,6 +79,8 @@ class Total:
         How long that may take, from results that are there; None if there are none.
     size
         About how many bytes the results may take, from results that are there if there are any.
+    unseen, to_fetch
+        How many slides are at URLs only, and are in none of the numbers before; and their bytes.
     """
 
     slides: int
@@ -81,6 +89,8 @@ class Total:
     patches: int
     seconds: float | None
     size: float
+    unseen: int = 0
+    to_fetch: int = 0
 
     @classmethod
     def of(cls, estimates: Sequence[Estimate]) -> Total:
@@ -88,6 +98,7 @@ class Total:
         patches = sum(estimate.patches for estimate in estimates)
         there = [estimate for estimate in estimates if estimate.kept]
         a_patch = _measured(there)
+        unseen = [estimate.to_fetch for estimate in estimates if estimate.to_fetch is not None]
         return cls(
             len(estimates),
             len(there),
@@ -95,6 +106,8 @@ class Total:
             patches,
             patches * a_patch[0] if a_patch else None,
             patches * a_patch[1] if a_patch else sum(estimate.cells for estimate in estimates) * _CELL_BYTES,
+            len(unseen),
+            sum(unseen),
         )
 
 
@@ -102,6 +115,8 @@ def estimates(
     jobs: Sequence[Job], out: Path | Shelf, settings: RunSettings, *, overwrite: bool = False
 ) -> Iterator[Estimate]:
     """Look at slides and at their results, and yield what a run would do with each.
+
+    A slide at a URL is looked at if it is in the cache; it is not brought there.
 
     Raises
     ------
@@ -121,14 +136,27 @@ def estimates(
             continue
         patches_of = patches_of or grid_of(InspectSettings(**shared))[:3]
         try:
+            if (to_fetch := _to_fetch(job.slide, settings)) is not None:
+                yield Estimate(job, to_fetch=to_fetch)
+                continue
             yield _estimate(job, job.settings(settings), *patches_of)
         except SlideError as error:
             yield Estimate(job, failure=str(error))
 
 
+def _to_fetch(slide: Location, settings: RunSettings) -> int | None:
+    """Return how many bytes of a slide are elsewhere; None if it is here."""
+    if isinstance(slide, Path):
+        return None
+    parts = parts_of(slide)
+    if SlideCache.of(settings).has(slide, parts):
+        return None
+    return sum(part.facts.size or 0 for part in parts)
+
+
 def _estimate(job: Job, settings: RunSettings, patch: int, mpp: float, total_stride: int) -> Estimate:
     reductions = [_reduction(layer) for layer, _, _ in asked_maps(settings)]
-    with open_slide(job.slide, settings.mpp) as slide:
+    with open_slide(job.slide, settings.mpp, cache=settings) as slide:
         canvas = canvas_for(slide, mpp)
         reduction = int(np.lcm.reduce(reductions))
         grid = TileGrid.over(canvas, patch, settings.overlap, reduction, total_stride)

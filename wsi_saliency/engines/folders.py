@@ -25,6 +25,7 @@ from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.messages import storable
 from wsi_saliency.report.slides import FAILED, SUMMARY, SlideRow
 from wsi_saliency.settings import BatchSettings
+from wsi_saliency.urls import shown
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -119,12 +120,12 @@ class FolderRun:
 
     def _row(self, outcome: Outcome) -> SlideRow:
         """Return what the table says of an outcome."""
-        job, drawn = outcome.job, storable(str(outcome.job.annotations or ""))
+        job, drawn = outcome.job, storable(shown(outcome.job.annotations or ""))
         if outcome.result is not None:
-            return replace(SlideRow.of(job.slide, job.name, outcome.result), annotations=drawn)
+            return replace(SlideRow.of(job.shown, job.name, outcome.result), annotations=drawn)
         log_file = _log_name(job.name)
         return SlideRow(
-            storable(str(job.slide)),
+            storable(job.shown),
             FAILED,
             storable(job.name.as_posix()),
             storable(outcome.failure or ""),

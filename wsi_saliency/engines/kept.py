@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from wsi_saliency.errors import OutputError
-from wsi_saliency.heatmap.result import differences
+from wsi_saliency.errors import OutputError, SlideError
+from wsi_saliency.heatmap.differences import differences
 from wsi_saliency.models.hashes import weights_hash
+from wsi_saliency.urls import is_url
 from wsi_saliency.workflows.jobs import Outcome
 
 if TYPE_CHECKING:
@@ -53,11 +54,11 @@ class KeptResults:
             return None
         settings = job.settings(self.settings)
         try:
-            unlike = differences(result, job.slide, settings, self._hashes)
+            unlike = differences(result, job.slide, settings, self._hashes, job.facts)
             done = bool(unlike) or (result.has(settings) and not result.lacks_exports(settings))
-        except (OutputError, AttributeError, KeyError, TypeError, ValueError):
-            return None  # a damaged record; whoever runs the slide says so
-        if not (done and job.slide.exists()):
+        except (OutputError, SlideError, AttributeError, KeyError, TypeError, ValueError):
+            return None  # a damaged record, or no slide; whoever runs it says so
+        if not (done and (is_url(job.slide) or job.slide.exists())):
             return None
         return Outcome(job, replace(result, kept=True, differences=unlike))
 

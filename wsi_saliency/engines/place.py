@@ -12,6 +12,7 @@ from wsi_saliency.engines.worker import TIDYING, slide_work
 from wsi_saliency.errors import ModelError
 from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.interruption import undisturbed
+from wsi_saliency.slides.cache import SlideCache
 from wsi_saliency.workflows.jobs import Outcome
 
 if TYPE_CHECKING:
@@ -101,14 +102,14 @@ class Place:
         assert job is not None
         if not worker.pipe.poll() and self.seconds_left() == 0:
             reason = f"stopped after {self._timeout:g} s (--slide-timeout)"
-            return self._lost(Outcome(job, failure=f"{job.slide}: {reason}", trace=worker.stop()))
+            return self._lost(Outcome(job, failure=f"{job.shown}: {reason}", trace=worker.stop()))
         message = worker.hear()
         if message is None:
             death, trace = worker.death()
             if self._looked_at:
                 self._lost(Outcome(job))
                 return Again(job)
-            done = self._lost(Outcome(job, failure=f"{job.slide}: {death}", trace=trace, lost=True))
+            done = self._lost(Outcome(job, failure=f"{job.shown}: {death}", trace=trace, lost=True))
             if not worker.can_work and not proven:
                 raise ModelError(f"{death} while the classifier was loaded")
             return done
@@ -171,4 +172,5 @@ def end_all(places: Iterable[Place]) -> None:
 
 def clear_after_death(order: Order, job: Job) -> None:
     """Clear away what a process that is no more has left of a slide, unless another one works on it."""
+    SlideCache.of(order.settings).tidy()
     shelved(order.out).clear(job.name)

@@ -206,7 +206,7 @@ class RayEngine:
             case Lost(reason, trace):
                 self._leave(cluster, task)
                 clear_after_death(order, job)
-                yield Outcome(job, failure=f"{job.slide}: {reason}", trace=trace, lost=True)
+                yield Outcome(job, failure=f"{job.shown}: {reason}", trace=trace, lost=True)
             case Loaded():
                 self._proven = True
             case _:

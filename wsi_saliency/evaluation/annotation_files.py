@@ -35,7 +35,7 @@ from wsi_saliency.untrusted_xml import XmlError, parse_xml
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
+    from pathlib import Path, PurePath
     from xml.etree import ElementTree
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ _ASAP_CUT_OUTS = {"_2": _TUMOUR_GROUPS, "exclusion": _TUMOUR_GROUPS, "normal": f
 _Floats = NDArray[np.float64]
 
 
-def annotations_for(slide: Path, where: Path) -> Path:
+def annotations_for(slide: PurePath, where: Path) -> Path:
     """Find the annotations of a slide: ``where`` itself, or the file with the slide's name in that folder.
 
     Names are compared whatever the case of their letters, but the same case goes first; for the suffixes see

@@ -22,7 +22,7 @@ from pydicom.uid import UID, VLWholeSlideMicroscopyImageStorage
 
 from wsi_saliency.errors import OutputError
 from wsi_saliency.messages import one_line, storable
-from wsi_saliency.slides.readers.dicom import series_of
+from wsi_saliency.slides.readers.dicom import DICOM_SUFFIXES, series_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 ORIENTATION = (0.0, 1.0, 0.0, 1.0, 0.0, 0.0)
 """Directions of rows and of columns, where no file says it: seen from above, where z of slides points."""
 
-_SUFFIXES = frozenset({".dcm", ".dicom"})
 _EMPTY = (
     *("PatientID", "PatientName", "PatientBirthDate", "PatientSex", "AccessionNumber", "StudyID"),
     *("StudyDate", "StudyTime", "ReferringPhysicianName", "PositionReferenceIndicator"),
@@ -92,7 +91,7 @@ def slide_of(result: Result) -> DicomSlide:
     slide = result.record["slide"]
     if slide.get("format") != "dicom":
         return _without_files(slide)
-    path = Path(slide["path"])
+    path = result.slide_file or Path(slide["path"])
     try:
         with warnings.catch_warnings():
             warnings.simplefilter(
@@ -170,7 +169,7 @@ def _instances(path: Path) -> tuple[Dataset, ...]:
 
 def _series(path: Path) -> Iterator[Dataset]:
     series = series_of(path)
-    files = (file for file in sorted(path.parent.iterdir()) if file.suffix.lower() in _SUFFIXES)
+    files = (file for file in sorted(path.parent.iterdir()) if file.suffix.lower() in DICOM_SUFFIXES)
     for file in sorted({path, *files}) if series else [path]:
         if file == path or (file.is_file() and series_of(file) == series):
             yield dcmread(file, stop_before_pixels=True)

@@ -95,7 +95,7 @@ def export_again(
         for path in result.folder.iterdir():
             if path.name != RUN_JSON and not is_export(path.name):
                 carry(path, work / path.name)
-        grown = Result.growing(work, record, result.folder)
+        grown = replace(Result.growing(work, record, result.folder), slide_file=result.slide_file)
         record["exports"] = export(grown)
         if show:
             show(grown)

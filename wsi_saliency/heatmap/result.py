@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+
 SCHEMA = 1
 COMPLETE = "complete"
 RUN_JSON = "run.json"
@@ -39,9 +40,6 @@ BOX_COLUMNS = ("x", "y", "w", "h", "tissue")
 QUALITY_COLUMNS = ("qc_pen", "qc_fold", "qc_sharpness")
 MAP_SETTINGS = ("layers", "methods", "attributions", "targets", "surrogate")
 """Settings that say which maps are asked for; of the surrogate, the weights' hash is compared."""
-_WITHOUT_EFFECT = frozenset(
-    {*MAP_SETTINGS, "weights", "batch", "workers", "device", "hotspots", "exports", "sha256"}
-)
 SURROGATE_HASH = "surrogate_sha256"
 
 
@@ -204,6 +202,8 @@ class Result:
         Where the folder will be, while it still grows elsewhere.
     url
         Where it stands, if that is no folder of this machine.
+    slide_file
+        The file of the slide that is read, while it is, if the slide comes from a URL.
     """
 
     folder: Path
@@ -214,6 +214,7 @@ class Result:
     exported: tuple[str, ...] = ()
     place: Path | None = None
     url: str = ""
+    slide_file: Path | None = None
 
     @classmethod
     def growing(cls, folder: Path, record: Mapping[str, Any], place: Path) -> Result:
@@ -377,51 +378,3 @@ def write_record(folder: Path, record: Mapping[str, Any]) -> None:
     text = json.dumps({"schema": SCHEMA, "status": COMPLETE, **record}, indent=2, allow_nan=False)
     with writing(folder / RUN_JSON):
         (folder / RUN_JSON).write_text(text + "\n", encoding="utf-8")
-
-
-def differences(
-    result: Result,
-    slide: Path,
-    settings: RunSettings,
-    weights: Mapping[str, str | None] | None = None,
-) -> tuple[str, ...]:
-    """Say in what an existing result differs from what is asked now, maps apart, a few words each.
-
-    Parameters
-    ----------
-    result
-        What is there.
-    slide, settings
-        What is asked now.
-    weights
-        Hashes of the weights that would explain the slide now, by their keys in the record's ``model``; None
-        if they are not loaded, and then not compared. A hash that is None is not compared.
-    """
-    if not result.is_current:
-        return ("another version of the program",)
-    record = result.record
-    before, now = RunSettings().to_json() | record["settings"], settings.to_json()
-    words = [
-        f"{name.replace('_', '-')} {_shown(before[name])} (now {_shown(value)})"
-        for name, value in now.items()
-        if name not in _WITHOUT_EFFECT and value != before[name]
-    ]
-    if not result.has_targets(settings):
-        words.append(f"target {', '.join(result.targets)} (now {_shown(now['targets'])})")
-    wanted = {} if settings.sha256 is None else {"sha256": settings.sha256}
-    for name, value in {**(weights or {}), **wanted}.items():
-        known = record.get("model", {}).get(name)
-        if value != known and not (name == SURROGATE_HASH and None in (value, known)):
-            words.append("another surrogate" if name == SURROGATE_HASH else "other weights")
-    facts = record.get("slide", {})
-    if slide.name != facts.get("name") or (slide.is_file() and slide.stat().st_size != facts.get("bytes")):
-        words.append("another slide file")
-    return tuple(words)
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, list):
-        return ",".join(map(str, value)) or "default"
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "default" if value is None else str(value)

@@ -19,8 +19,8 @@ from torch.nn.modules.module import (
 )
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.messages import one_line
-from wsi_saliency.models.wording import bytes_in_words, some
+from wsi_saliency.messages import bytes_in_words, one_line
+from wsi_saliency.models.wording import some
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.messages import one_line
+from wsi_saliency.messages import bytes_in_words, one_line
 from wsi_saliency.models.torchscript import is_torchscript, state_of_torchscript
-from wsi_saliency.models.wording import bytes_in_words, some
+from wsi_saliency.models.wording import some
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,10 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.messages import one_line, storable
+from wsi_saliency.messages import bytes_in_words, one_line, storable
 from wsi_saliency.models.heads import SquashWatch, without_squashing
 from wsi_saliency.models.memory import bytes_of_memory, pass_bytes
-from wsi_saliency.models.wording import bytes_in_words
 from wsi_saliency.settings import ALL_TARGETS
 
 if TYPE_CHECKING:

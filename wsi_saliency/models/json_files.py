@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.messages import one_line
-from wsi_saliency.models.wording import bytes_in_words
+from wsi_saliency.messages import bytes_in_words, one_line
 from wsi_saliency.models.yaml_files import parsed_yaml
 
 if TYPE_CHECKING:

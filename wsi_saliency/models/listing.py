@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from huggingface_hub import CacheNotFound, constants, scan_cache_dir
 
 from wsi_saliency.errors import ModelError
-from wsi_saliency.messages import one_line
+from wsi_saliency.messages import bytes_in_words, one_line
 from wsi_saliency.models.bundle_config import CONFIGS, WEIGHTS_FILE, bundle_description
 from wsi_saliency.models.json_files import read_document
 from wsi_saliency.models.plugins import package_of, plugins
 from wsi_saliency.models.sources import ALIASES, SOURCES, described_sources
 from wsi_saliency.models.tiatoolbox_config import DATASETS
 from wsi_saliency.models.timm_config import timm_description
-from wsi_saliency.models.wording import bytes_in_words, some
+from wsi_saliency.models.wording import some
 from wsi_saliency.models.wsinfer_config import REGISTRY_FILE, is_wsinfer, registered, wsinfer_description
 
 if TYPE_CHECKING:

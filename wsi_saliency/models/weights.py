@@ -23,14 +23,13 @@ from safetensors import SafetensorError, safe_open
 
 from wsi_saliency.errors import ModelError
 from wsi_saliency.filetypes import read_head
-from wsi_saliency.messages import one_line
+from wsi_saliency.messages import bytes_in_words, one_line
 from wsi_saliency.models.checkpoints import read_before_zip, read_zipped
 from wsi_saliency.models.description import Description
 from wsi_saliency.models.hashes import sha256_of
 from wsi_saliency.models.json_files import mapping, names, positive, three_numbers, three_positive, whole
 from wsi_saliency.models.kinds import kind_of, what_is
 from wsi_saliency.models.sources import SUFFIXES
-from wsi_saliency.models.wording import bytes_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

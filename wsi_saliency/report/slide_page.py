@@ -124,8 +124,8 @@ def command(record: Mapping[str, Any]) -> str:
     defaults = RunSettings().to_json()
     words = ["wsi-saliency", "run", record["slide"]["name"]]
     for name, known in options_of(RunSettings).items():
-        value = record["settings"].get(name, defaults[name])
-        if value == defaults[name]:
+        value = record["settings"].get(name, defaults.get(name))
+        if value == defaults.get(name):
             continue
         words.append(known.name(name))
         if value is not True:

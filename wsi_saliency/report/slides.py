@@ -69,7 +69,7 @@ class SlideRow:
     annotations: str = ""
 
     @classmethod
-    def of(cls, slide: Path, name: Path, result: Result) -> SlideRow:
+    def of(cls, slide: str | Path, name: Path, result: Result) -> SlideRow:
         """Return the row of a complete result; ``name`` is its folder below the output folder."""
         plain = cls(storable(str(slide)), COMPLETE, storable(name.as_posix()))
         try:

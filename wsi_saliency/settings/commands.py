@@ -24,6 +24,7 @@ from wsi_saliency.settings.parts import (
     ALL_GPUS,
     IMITATING,
     METHODS,
+    CacheSettings,
     DeviceSettings,
     GridSettings,
     MapSettings,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class InspectSettings(GridSettings, SlideSettings, ModelSettings):
+class InspectSettings(CacheSettings, GridSettings, SlideSettings, ModelSettings):
     """What decides which patches of a slide a run would explain."""
 
 
@@ -86,6 +87,7 @@ class RunSettings(
     OutputSettings,
     PrecisionSettings,
     DeviceSettings,
+    CacheSettings,
     QualitySettings,
     GridSettings,
     ReadSettings,
@@ -232,7 +234,7 @@ class TrainingPatchesSettings(SampleSettings):
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class TrainingSettings(DeviceSettings, TrainingPatchesSettings, ReadSettings, ModelSettings):
+class TrainingSettings(DeviceSettings, TrainingPatchesSettings, CacheSettings, ReadSettings, ModelSettings):
     """Everything that decides what `wsi_saliency.workflows.train.train_surrogate_on_slides` does."""
 
     heading: ClassVar[str] = "Training"
@@ -250,6 +252,7 @@ class EvaluationSettings(
     AnnotationSettings,
     ScoringSettings,
     ScoredPatchesSettings,
+    CacheSettings,
     TissueSettings,
     ReadSettings,
     SurrogateSettings,

@@ -76,6 +76,8 @@ class Option:
         The word for None among numbers.
     repeated
         Whether the values of a list, which may have commas, are given one by one.
+    recorded
+        Whether results say what it was; not where it says something of a machine only.
     """
 
     help: str
@@ -87,6 +89,7 @@ class Option:
     flag: str = ""
     none: str = ""
     repeated: bool = False
+    recorded: bool = True
 
     def name(self, field_name: str) -> str:
         """Return the option's name on the command line."""

@@ -5,6 +5,7 @@ A command takes a part only if it uses all of it, so that no option is accepted 
 
 from __future__ import annotations
 
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from string import hexdigits
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Literal, get_args
 
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.messages import one_line
-from wsi_saliency.settings.option import Bounds, check, option, whole
+from wsi_saliency.settings.option import Bounds, check, option, options_of, whole
 
 Method = Literal["none", "backward-hook", "centred-hook", "forward-hook", "surrogate", "shift-average"]
 Attribution = Literal["gradient", "gradient-x-activation", "deeplift", "integrated-gradients", "gradcam"]
@@ -65,8 +66,9 @@ class Settings:
         return next(part.heading for part in parts if name in vars(part))
 
     def to_json(self) -> dict[str, Any]:
-        """Return the settings as JSON-ready values."""
-        return {k: _json_ready(v) for k, v in asdict(self).items()}
+        """Return the settings that are recorded, as JSON-ready values."""
+        known = options_of(self)
+        return {k: _json_ready(v) for k, v in asdict(self).items() if known[k].recorded}
 
 
 def _json_ready(value: object) -> object:
@@ -220,6 +222,45 @@ class ReadSettings(SlideSettings):
     """How a slide is read."""
 
     workers: int = option(4, "Threads that read slides.", metavar="N", within=whole(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheSettings(Settings):
+    """Where slides from URLs are kept on this machine."""
+
+    heading: ClassVar[str] = "Slides at URLs"
+    slide_cache: Path | None = option(
+        None,
+        "Where slides from URLs are brought, to be read there, now and by later runs.",
+        metavar="FOLDER",
+        shown="wsi-saliency/slides in the user's cache",
+        recorded=False,
+    )
+    slide_cache_size: str = option(
+        "50 GB",
+        "How much they take at most; those that were not used for longest go first. 0: each goes when it is "
+        "closed.",
+        metavar="SIZE",
+        recorded=False,
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.cache_bytes  # which is checked
+
+    @property
+    def cache_bytes(self) -> int:
+        """The size in bytes."""
+        size = self.slide_cache_size
+        found = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,9})?)\s*([kMGT]i?)?B?\s*", size, re.ASCII)
+        if found is None or (float(found[1]) and not found[2]):
+            raise SettingsError(
+                f"slide_cache_size (--slide-cache-size) is {one_line(size)!r}; it has to be a size, such as "
+                "200 GB or 1.5 TB, or 0"
+            )
+        unit = found[2] or "k"
+        step, steps = 1024 if unit[1:] else 1000, "kMGT".index(unit[0]) + 1
+        return round(float(found[1]) * float(step) ** steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import stat
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, NamedTuple
 
 from wsi_saliency.errors import SlideError
 from wsi_saliency.filetypes import read_head, type_of
+from wsi_saliency.slides.cache import SlideCache
 from wsi_saliency.slides.readers.directories import check_directories, is_tiff
 from wsi_saliency.slides.readers.openslide import OpenSlideReader, OpenSlideRefusal, detect_format
 from wsi_saliency.slides.readers.stored import table_faults
 from wsi_saliency.slides.readers.tiff import TiffReader
 from wsi_saliency.slides.readers.tiff_pages import level_pages, open_tiff, pages_of
-from wsi_saliency.slides.slide import Slide
+from wsi_saliency.slides.slide import Slide, Source
 from wsi_saliency.slides.spacing import check_given
+from wsi_saliency.urls import located, shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     import tifffile
 
     from wsi_saliency.filetypes import Sort
+    from wsi_saliency.settings import CacheSettings
+    from wsi_saliency.slides.whole import Watch
+    from wsi_saliency.urls import Location
 
 SUFFIXES = frozenset(
     {".svs", ".tif", ".tiff", ".ndpi", ".mrxs", ".scn", ".bif", ".vms", ".vmu", ".svslide", ".dcm", ".dicom"}
@@ -44,30 +49,41 @@ _ADVICE: Mapping[Sort, str] = {
 }
 
 
-def open_slide(path: Path | str, mpp: float | None = None, mpp_required: bool = True) -> Slide:
+def open_slide(
+    path: Location | str,
+    mpp: float | None = None,
+    mpp_required: bool = True,
+    *,
+    cache: CacheSettings | None = None,
+    watch: Watch | None = None,
+) -> Slide:
     """Open a slide with OpenSlide, or with tifffile where OpenSlide refuses or would misread.
 
     Parameters
     ----------
     path
-        The file.
+        The file, or the URL of one: that is brought into the cache, unless it is there, and read there.
     mpp
         µm per level-0 pixel, in place of what the file says.
     mpp_required
         Whether a slide without mpp is an error; if not, its `Slide.stated_mpp` is None.
+    cache
+        Settings that name the cache of slides from URLs; the user's if left out.
+    watch
+        Shows how many bytes have come from a URL.
 
     Raises
     ------
     SlideError
-        If there is no such file, if it is no slide or damaged, or if nobody says how large its pixels are.
+        If there is no such file, if it is no slide or damaged, if nobody says how large its pixels are, or
+        if what is at a URL cannot be brought here.
     SettingsError
         If ``mpp`` is not a possible number of µm per pixel.
     """
-    path = Path(path)
+    place = located(path)
     if mpp is not None:
         check_given(mpp)
-    check_file(path)
-    slide = _opened(path, mpp)
+    slide = _opened(_source(place, cache, watch), mpp)
     try:
         if mpp_required:
             _ = slide.mpp
@@ -77,9 +93,16 @@ def open_slide(path: Path | str, mpp: float | None = None, mpp_required: bool = 
     return slide
 
 
-def is_slide_name(path: Path | str) -> bool:
+def _source(place: Location, cache: CacheSettings | None, watch: Watch | None) -> Source:
+    if isinstance(place, Path):
+        check_file(place)
+        return Source(place, place)
+    return SlideCache.of(cache).source(place, watch)
+
+
+def is_slide_name(path: PurePath | str) -> bool:
     """Whether a file found in a folder has a slide's suffix, and is not hidden."""
-    path = Path(path)
+    path = PurePath(path)
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
@@ -110,7 +133,7 @@ def check_file(path: Path) -> None:
         raise SlideError(f"{path}: the file is empty")
 
 
-def _opened(path: Path, mpp: float | None) -> Slide:
+def _opened(source: Source, mpp: float | None) -> Slide:
     """Open with the reader that fits: OpenSlide, or tifffile where OpenSlide refuses or would misread.
 
     Raises
@@ -119,14 +142,19 @@ def _opened(path: Path, mpp: float | None) -> Slide:
         If the file is no slide, or damaged.
     """
     try:
-        return _chosen(path, mpp)
-    except SlideError as error:
-        raise SlideError(f"{path}: {error}") from error
-    except OSError as error:  # a disk or network that fails
-        raise SlideError(f"{path}: the file cannot be read ({error.strerror or error})") from error
+        return _chosen(source, mpp)
+    except BaseException as error:
+        source.release()
+        if isinstance(error, SlideError):
+            raise SlideError(f"{shown(source.place)}: {error}") from error
+        if isinstance(error, OSError):  # a disk or network that fails
+            reason = error.strerror or error
+            raise SlideError(f"{shown(source.place)}: the file cannot be read ({reason})") from error
+        raise
 
 
-def _chosen(path: Path, mpp: float | None) -> Slide:
+def _chosen(source: Source, mpp: float | None) -> Slide:
+    path = source.file
     tiff = is_tiff(path)
     if tiff:
         check_directories(path)
@@ -136,9 +164,9 @@ def _chosen(path: Path, mpp: float | None) -> Slide:
     if file_format is None and not tiff:
         raise SlideError(_what_else(path))
     if file_format is None or file_format == _PLAIN:
-        return _plain_tiff(path, mpp, file_format)
+        return _plain_tiff(source, mpp, file_format)
     try:
-        return Slide(path, OpenSlideReader(path, mpp))
+        return Slide(source, OpenSlideReader(path, mpp))
     except OpenSlideRefusal as error:  # no other reader knows such a file as well
         raise SlideError(
             f"it calls itself a slide of the format {file_format}, but is damaged, an incomplete copy, or of "
@@ -160,8 +188,9 @@ def _check_tiles(path: Path) -> None:
         raise SlideError(fault)
 
 
-def _plain_tiff(path: Path, mpp: float | None, file_format: str | None) -> Slide:
+def _plain_tiff(source: Source, mpp: float | None, file_format: str | None) -> Slide:
     """Open a TIFF that OpenSlide takes as generic, or not at all."""
+    path = source.file
     looks = _look(path)
     why = None
     if looks.vendor:
@@ -171,11 +200,11 @@ def _plain_tiff(path: Path, mpp: float | None, file_format: str | None) -> Slide
         )
     if file_format is not None and not looks.misread:
         try:
-            return Slide(path, OpenSlideReader(path, mpp), why and f"{why}; {_AS_PLAIN}")
+            return Slide(source, OpenSlideReader(path, mpp), why and f"{why}; {_AS_PLAIN}")
         except OpenSlideRefusal as error:  # for instance a codec that libtiff lacks
             why = why or f"OpenSlide cannot open it ({error})"
     try:
-        return Slide(path, TiffReader(path, mpp), why and f"{why}; {_AS_PLAIN}")
+        return Slide(source, TiffReader(path, mpp), why and f"{why}; {_AS_PLAIN}")
     except SlideError as error:
         raise SlideError(f"{why}; {error}" if why else str(error)) from error
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
@@ -12,9 +13,10 @@ from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import Mpp, Region, Size
 from wsi_saliency.slides.levels import LevelPixels
 from wsi_saliency.slides.resampling import CELL, Axis, resample
+from wsi_saliency.urls import name_of, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
     from types import TracebackType
 
@@ -23,8 +25,37 @@ if TYPE_CHECKING:
     from wsi_saliency.slides.readers.decoding import DecodedTiles
     from wsi_saliency.slides.readers.protocol import LevelReader
     from wsi_saliency.slides.resampling import ReadLevel
+    from wsi_saliency.urls import Location
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """Where a slide comes from.
+
+    Parameters
+    ----------
+    place
+        As given: a file, or a URL.
+    file
+        What is read: that file, or a copy of what is at the URL.
+    version
+        What a store calls these very bytes; None of a file.
+    release
+        To be called when the slide is read no more.
+    """
+
+    place: Location
+    file: Path
+    version: str | None = None
+    release: Callable[[], object] = bool
+
+    @property
+    def size(self) -> int:
+        """Bytes, as long as the slide is read."""
+        return self.file.stat().st_size
+
 
 _LEVEL_TOLERANCE = 2e-3
 """A level this much too coarse is still taken: it spares a read four times as large, and nobody sees it."""
@@ -40,8 +71,8 @@ class Slide:
 
     Parameters
     ----------
-    path
-        The file.
+    source
+        Where it comes from, or the path of a file; the slide releases it.
     reader
         Reads the file's levels; the slide closes it.
     doubt
@@ -49,8 +80,14 @@ class Slide:
 
     Attributes
     ----------
-    path : Path
-        As given.
+    path : Path or UPath
+        As given: a file or a URL.
+    name : str
+        The last name of the path, or of the URL without what stands behind ``?``.
+    shown : str
+        The path or the URL as messages name it.
+    source : Source
+        Where it comes from: its size, and the file that is read.
     reader : str
         Library that reads the file.
     format : str
@@ -69,8 +106,10 @@ class Slide:
         Where the scanner found something, level-0 pixels; the whole slide if the file does not say.
     """
 
-    def __init__(self, path: Path, reader: LevelReader, doubt: str | None = None) -> None:
-        self.path = path
+    def __init__(self, source: Source | Path, reader: LevelReader, doubt: str | None = None) -> None:
+        self.source = source if isinstance(source, Source) else Source(source, source)
+        self.path = self.source.place
+        self.name, self.shown = name_of(self.path), shown(self.path)
         self.reader, self.format = reader.name, reader.format
         self.levels = reader.levels
         self.size = reader.levels[0].size
@@ -90,7 +129,7 @@ class Slide:
             If neither the file nor ``--mpp`` says.
         """
         if self.stated_mpp is None:
-            raise SlideError(f"{self.path}: {self._why_no_mpp()}")
+            raise SlideError(f"{self.shown}: {self._why_no_mpp()}")
         return self.stated_mpp
 
     def _why_no_mpp(self) -> str:
@@ -192,7 +231,7 @@ class Slide:
 
     def _unreadable(self, region: Region, error: SlideError) -> SlideError:
         where = f"x={region.x:g}, y={region.y:g}, w={region.w:g}, h={region.h:g} (level-0 pixels)"
-        return SlideError(f"{self.path}: cannot read the region {where}: {error}")
+        return SlideError(f"{self.shown}: cannot read the region {where}: {error}")
 
     def read_at(self, region: Region, mpp: float) -> NDArray[np.uint8]:
         """Read a region at ``mpp`` µm per pixel, to the nearest whole number of pixels.
@@ -230,15 +269,16 @@ class Slide:
         try:
             return self._reader.decoded(number)
         except (SlideError, OSError) as error:
-            raise SlideError(f"{self.path}: {error}") from error
+            raise SlideError(f"{self.shown}: {error}") from error
 
     def close(self) -> None:
         """Release the file, and log what reading has found; reading afterwards raises `SlideError`."""
         if not self._closed:
             self._closed = True
             for finding in self._reader.findings():
-                log.warning("%s: %s", self.path.name, finding)
+                log.warning("%s: %s", self.name, finding)
             self._reader.close()
+            self.source.release()
 
     def __enter__(self) -> Self:
         return self

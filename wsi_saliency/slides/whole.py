@@ -153,7 +153,7 @@ def _reader(slide: Slide, number: int, step: int, tiles: DecodedTiles | None) ->
         try:
             return _tiles_reduced(tiles, box, step)
         except SlideError as error:
-            raise SlideError(f"{slide.path}: cannot read the slide as a whole: {error}") from error
+            raise SlideError(f"{slide.shown}: cannot read the slide as a whole: {error}") from error
 
     return read_tiles if tiles and _fit(tiles, step) else read
 

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from wsi_saliency.errors import SlideError
+from wsi_saliency.errors import SlideError, WsiSaliencyError
 from wsi_saliency.heatmap.colours import ColourScale
 from wsi_saliency.heatmap.overview import Predictions, slide_in_overview
 from wsi_saliency.heatmap.pyramid import TILE as MAP_TILE
 from wsi_saliency.heatmap.strongest import strongest_patches
 from wsi_saliency.messages import storable
 from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.urls import located
 from wsi_saliency.viewer.tiles import TILE as SLIDE_TILE
 from wsi_saliency.viewer.tiles import SlideTiles, as_jpeg
 
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from wsi_saliency.geometry import Size
     from wsi_saliency.heatmap.ome_zarr import Heatmap
     from wsi_saliency.heatmap.result import MapRecord, Result
+    from wsi_saliency.settings import CacheSettings
     from wsi_saliency.slides.slide import Slide
+    from wsi_saliency.urls import Location
 
 STRONGEST = 20
 _THUMBNAIL = 480
@@ -43,6 +46,8 @@ class Shown:
         Where its slide is, if it is not where it was.
     alone
         Whether it is the only one that is shown.
+    cache
+        Settings that name the cache of slides from URLs.
 
     Raises
     ------
@@ -50,14 +55,21 @@ class Shown:
         If ``slide`` is given, and cannot be read or is another one.
     """
 
-    def __init__(self, result: Result, slide: Path | None = None, *, alone: bool = True) -> None:
-        self._result, self._alone = result, alone
+    def __init__(
+        self,
+        result: Result,
+        slide: Location | None = None,
+        *,
+        alone: bool = True,
+        cache: CacheSettings | None = None,
+    ) -> None:
+        self._result, self._alone, self._cache = result, alone, cache
         self._heatmaps: tuple[Heatmap, ...] = tuple(result.heatmap(found.spec) for found in result.maps)
         self._size: Size = self._heatmaps[0].info.slide_size
         self._missing = ""
         self._tiles: SlideTiles | None = None
         if slide is not None:
-            self._tiles = SlideTiles(_opened(slide, self._size))
+            self._tiles = SlideTiles(_opened(slide, self._size, self._cache))
         else:
             self._find()
 
@@ -68,13 +80,13 @@ class Shown:
 
     def _find(self) -> None:
         facts = self._result.record["slide"]
-        path = Path(facts.get("path") or facts["name"])
+        path = located(facts.get("path") or facts["name"])
         try:
-            if path.stat().st_size != facts["bytes"]:
+            if isinstance(path, Path) and path.stat().st_size != facts["bytes"]:
                 raise SlideError(f"{path}: is another file now")
-            self._tiles = SlideTiles(_opened(path, self._size))
-        except (OSError, SlideError) as error:
-            reason = str(error) if isinstance(error, SlideError) else f"{path}: is not there any more"
+            self._tiles = SlideTiles(_opened(path, self._size, self._cache))
+        except (OSError, WsiSaliencyError) as error:
+            reason = str(error) if isinstance(error, WsiSaliencyError) else f"{path}: is not there any more"
             self._missing = (
                 f"{reason}; the map is over the overview only. --slide PATH says where the slide is."
             )
@@ -182,12 +194,12 @@ def summary(result: Result) -> list[str]:
     ]
 
 
-def _opened(path: Path, size: Size) -> Slide:
-    slide = open_slide(path, mpp_required=False)
+def _opened(path: Location, size: Size, cache: CacheSettings | None) -> Slide:
+    slide = open_slide(path, mpp_required=False, cache=cache)
     if slide.size != size:
         slide.close()
         raise SlideError(
-            f"{path}: is not the slide of this result: it has {slide.size.w} × {slide.size.h} pixels, "
+            f"{slide.shown}: is not the slide of this result: it has {slide.size.w} × {slide.size.h} pixels, "
             f"not {size.w} × {size.h}"
         )
     return slide

@@ -23,10 +23,11 @@ from wsi_saliency.viewer.shown import Shown, summary, thumbnail
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
     from types import TracebackType
 
     from wsi_saliency.heatmap.result import Result
+    from wsi_saliency.settings import CacheSettings
+    from wsi_saliency.urls import Location
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,8 @@ class Site:
         What is shown.
     slide
         Where the slide of a single result is, if it is not where it was.
+    cache
+        Settings that name the cache of slides from URLs.
 
     Raises
     ------
@@ -81,9 +84,11 @@ class Site:
         If ``slide`` cannot be read, or is another one.
     """
 
-    def __init__(self, results: Sequence[Result], slide: Path | None = None) -> None:
+    def __init__(
+        self, results: Sequence[Result], slide: Location | None = None, cache: CacheSettings | None = None
+    ) -> None:
         self.token = secrets.token_urlsafe(24)
-        self._results, self._slide = results, slide
+        self._results, self._slide, self._cache = results, slide, cache
         self._open: dict[int, Shown] = {}
         self._lock = Lock()
         self._thumbnail = lru_cache(500)(lambda number: thumbnail(results[number]))
@@ -130,7 +135,8 @@ class Site:
         with self._lock:
             shown = self._open.pop(number, None)
             if shown is None:
-                shown = Shown(self._results[number], self._slide, alone=len(self._results) == 1)
+                alone = len(self._results) == 1
+                shown = Shown(self._results[number], self._slide, alone=alone, cache=self._cache)
             self._open[number] = shown
             if len(self._open) > _OPEN:
                 self._open.pop(next(iter(self._open))).close()

@@ -123,7 +123,7 @@ class SlideTiles:
     def _reading(self) -> Iterator[None]:
         with self._idle:
             if self._closed:
-                raise SlideError(f"{self._slide.path}: is closed already")
+                raise SlideError(f"{self._slide.shown}: is closed already")
             self._reads += 1
         try:
             yield

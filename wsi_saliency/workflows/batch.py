@@ -6,6 +6,7 @@ import logging
 import traceback
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import BusyError, NoRoomError, WsiSaliencyError
@@ -18,7 +19,6 @@ from wsi_saliency.workflows.progress import shown_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from wsi_saliency.heatmap.result import Result
     from wsi_saliency.heatmap.shelf import Shelf
@@ -65,7 +65,7 @@ class SlideWork:
     def __call__(self, job: Job) -> Outcome:
         """Explain a slide; one that was looked at ahead is at hand."""
         ahead = self._ahead.pop(job, None)
-        prepared = ahead.take(job) if ahead else None
+        prepared = ahead.take(job, shown_by(self.progress)) if ahead else None
         try:
             return self._done(job, prepared)
         finally:
@@ -87,7 +87,8 @@ class SlideWork:
 
     def _done(self, job: Job, prepared: Prepared | None) -> Outcome:
         shelf, slide, settings = shelved(self.out), job.slide, job.settings(self.settings)
-        if self._explainer is None or not slide.exists():
+        gone = isinstance(slide, Path) and not slide.exists()  # at a URL, that is found out when it is opened
+        if self._explainer is None or gone:
             how = {"overwrite": self.overwrite, "wait": self.wait}
             checked = _attempt(job, partial(check_job, slide, shelf.folder / job.name, settings, **how))
             if checked.failure is not None:
@@ -147,7 +148,7 @@ def _attempt(job: Job, work: Callable[[], Result | None]) -> Outcome:
         no_room = isinstance(e, NoRoomError)
         return Outcome(job, failure=str(e), trace=traceback.format_exc(), no_room=no_room)
     except Exception as e:
-        log.debug("%s", job.slide, exc_info=True)
+        log.debug("%s", job.shown, exc_info=True)
         reason = " ".join(f"{type(e).__name__}: {e}".split())
-        failure = f"{job.slide}: unexpected {reason}"
+        failure = f"{job.shown}: unexpected {reason}"
         return Outcome(job, failure=failure, trace=traceback.format_exc(), unexpected=True)

@@ -42,7 +42,7 @@ def canvas_for(slide: Slide, mpp: float) -> Canvas:
     log.warning(
         "%s: %.3g µm/px is too coarse for a classifier of %.3g µm/px; patches are read at %.3g µm/px, "
         "and what the classifier says of them means little",
-        slide.path.name,
+        slide.name,
         finest,
         mpp,
         finest,

@@ -8,25 +8,26 @@ from wsi_saliency.geometry import TileGrid
 from wsi_saliency.settings import DEFAULT_LAYER, DEFAULT_MODEL
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.urls import name_of
 from wsi_saliency.workflows.canvas import canvas_for, tissue_shares
+from wsi_saliency.workflows.progress import bar, download
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from wsi_saliency.settings import InspectSettings
     from wsi_saliency.slides.slide import Slide
+    from wsi_saliency.urls import Location
     from wsi_saliency.workflows.facts import Lines
 
 _DEFAULT_GRID = (224, 0.25, 32)  # patch px, mpp and total stride of camelyon16, known without its weights
 
 
-def describe_slide(path: Path, settings: InspectSettings) -> Lines:
+def describe_slide(path: Location | str, settings: InspectSettings) -> Lines:
     """Describe a slide, with the patches that a run would use on it.
 
     Parameters
     ----------
     path
-        The slide.
+        The slide, a file or a URL.
     settings
         Those of the run. The default classifier is not loaded: its patch size and mpp are known.
 
@@ -35,7 +36,8 @@ def describe_slide(path: Path, settings: InspectSettings) -> Lines:
     SlideError, ModelError
         If the slide cannot be read or the classifier not be had.
     """
-    with open_slide(path, settings.mpp, mpp_required=False) as slide:
+    watch = download(bar, name_of(path))
+    with open_slide(path, settings.mpp, mpp_required=False, cache=settings, watch=watch) as slide:
         lines = _slide_lines(slide)
         tissue = tissue_mask(slide)
         share = f"{tissue.mask.mean():.1%} of the slide"
@@ -71,7 +73,7 @@ def _slide_lines(slide: Slide) -> Lines:
     )
     levels = ", ".join(f"{level.size.w}×{level.size.h} (1/{level.downsample_x:g})" for level in slide.levels)
     return [
-        ("file", str(slide.path)),
+        ("file", slide.shown),
         ("format", slide.format),
         ("size", f"{slide.size.w} × {slide.size.h} px"),
         ("levels", f"{len(slide.levels)}: {levels}"),

@@ -13,25 +13,31 @@ from typing import TYPE_CHECKING
 from wsi_saliency.errors import SlideError
 from wsi_saliency.heatmap.result import RUN_JSON, is_map_file
 from wsi_saliency.slides.opening import is_slide_name
-from wsi_saliency.slides.readers.dicom import series_of
+from wsi_saliency.slides.readers.dicom import DICOM_SUFFIXES, series_of
+from wsi_saliency.urls import is_url, located, name_of, shown
 from wsi_saliency.workflows.jobs import Job
+from wsi_saliency.workflows.listings import slides_at
 from wsi_saliency.workflows.lists import Listed, is_list, read_list
 from wsi_saliency.working import is_working_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+    from wsi_saliency.slides.store import Facts
+    from wsi_saliency.urls import Location
+
+    _Named = tuple[Listed, Path, Facts | None]
 
 
-def find_slides(inputs: Iterable[str | Path]) -> list[Job]:
+def find_slides(inputs: Iterable[str | Location]) -> list[Job]:
     """Find the slides that files, folders, glob patterns and lists name, in a stable order, each once.
 
-    A folder is searched with all folders below it. What this program has written there is left out, and of
-    the ``.dcm`` files in one folder that are parts of one slide, the first stands for all. Results keep the
-    slides' paths below that folder, below the part of a pattern before its first wildcard, or below the
-    folder of a list; they never lie above. Slides that differ in their suffix only keep it in the name of
-    their results, and so does one whose results would hold those of others.
+    All of them may be URLs; of a folder there, one listing is asked for. A folder is searched with all
+    folders below it. What this program has written there is left out, and of the ``.dcm`` files in one folder
+    that are parts of one slide, the first stands for all. Results keep the slides' paths below that folder,
+    below the part of a pattern before its first wildcard, or below the folder of a list; they never lie
+    above. Slides that differ in their suffix only keep it in the name of their results, and so does one whose
+    results would hold those of others.
 
     Raises
     ------
@@ -39,29 +45,33 @@ def find_slides(inputs: Iterable[str | Path]) -> list[Job]:
         If a folder or a pattern has no slides, a list is wrong, or the results of two slides would share a
         folder.
     """
-    found: dict[Path, tuple[Listed, Path]] = {}
-    for listed, name in chain.from_iterable(_expand(text) for text in inputs):
-        key, says_more = Path(os.path.realpath(listed.slide)), listed != Listed(listed.slide)
+    found: dict[str, _Named] = {}
+    for listed, name, facts in chain.from_iterable(_expand(text) for text in inputs):
+        key, says_more = _identity(listed.slide), listed != Listed(listed.slide)
         if says_more or key not in found:
-            found[key] = (listed, name)
-    stems = Counter(_stem(name) for _, name in found.values())
+            found[key] = (listed, name, facts)
+    stems = Counter(_stem(name) for _, name, _ in found.values())
     above = {folder for stem in stems for folder in stem.parents}
     jobs: dict[Path, Job] = {}
-    for listed, name in found.values():
+    for listed, name, facts in found.values():
         stem, slide = _stem(name), listed.slide
         place = stem if stems[stem] == 1 and stem not in above else _whole(name)
-        job = Job(slide, place, listed.mpp, listed.targets, listed.annotations)
+        job = Job(slide, place, listed.mpp, listed.targets, listed.annotations, facts)
         if job.name in jobs or job.name in above:
-            others = jobs[job.name].slide if job.name in jobs else "slides in a folder of that name"
+            others = jobs[job.name].shown if job.name in jobs else "slides in a folder of that name"
             raise SlideError(
-                f"{others} and {slide} would both be written to {job.name}; name the folder "
+                f"{others} and {job.shown} would both be written to {job.name}; name the folder "
                 "above both, or run them apart with another -o"
             )
         jobs[job.name] = job
     return list(jobs.values())
 
 
-def find_paths(inputs: Iterable[str | Path]) -> list[Path]:
+def _identity(slide: Location) -> str:
+    return os.path.realpath(slide) if isinstance(slide, Path) else str(slide)
+
+
+def find_paths(inputs: Iterable[str | Location]) -> list[Location]:
     """Find slides as `find_slides` does, for work in which none can have settings of its own.
 
     Raises
@@ -73,7 +83,7 @@ def find_paths(inputs: Iterable[str | Path]) -> list[Path]:
     for job in jobs:
         if (job.mpp, job.targets, job.annotations) != (None, None, None):
             raise SlideError(
-                f"{job.slide}: the list says more than its path, which only run uses; leave other columns out"
+                f"{job.shown}: the list says more than its path, which only run uses; leave other columns out"
             )
     return [job.slide for job in jobs]
 
@@ -110,26 +120,32 @@ def _whole(name: Path) -> Path:
     return name.with_name(name.name.replace(".", "_"))
 
 
-def _expand(text: str | Path) -> Iterator[tuple[Listed, Path]]:
-    """Yield slides with the path that their results keep."""
-    path = Path(text)
-    if is_list(path):
-        yield from ((row, _below(path.parent, row.slide)) for row in read_list(path))
+def _expand(text: str | Location) -> Iterator[_Named]:
+    """Yield slides with the path that their results keep, and what is known of them."""
+    place = located(text)
+    if is_list(place):
+        yield from ((row, _below(place, row.slide), None) for row in read_list(place))
+    elif isinstance(place, Path):
+        yield from ((Listed(slide), name, None) for slide, name in _named(place, str(text)))
     else:
-        yield from ((Listed(slide), name) for slide, name in _named(text))
+        url = text if isinstance(text, str) else place
+        yield from ((Listed(one.place), one.name, one.facts) for one in slides_at(url))
 
 
-def _below(folder: Path, slide: Path) -> Path:
-    """Return a slide's path below a folder; of one that lies elsewhere, its name."""
-    path = Path(os.path.normpath(os.path.relpath(slide, folder)))
+def _below(place: Location, slide: Location) -> Path:
+    """Return a slide's path below the folder of a list; of one that lies elsewhere, its name."""
+    if not isinstance(place, Path) or not isinstance(slide, Path):
+        folder, whole = (shown(text).rpartition("/")[0] for text in (place, slide))
+        inside = is_url(place) and f"{whole}/".startswith(f"{folder}/")
+        return Path(whole[len(folder) :].lstrip("/") if inside else "", name_of(slide))
+    path = Path(os.path.normpath(os.path.relpath(slide, place.parent)))
     return Path(slide.name) if ".." in path.parts else path
 
 
-def _named(text: str | Path) -> Iterator[tuple[Path, Path]]:
+def _named(path: Path, text: str) -> Iterator[tuple[Path, Path]]:
     """Yield the slides that a file, a folder or a pattern names."""
-    path = Path(text)
-    if not str(text).strip():
-        raise SlideError(f"{str(text)!r} names no slide; name a slide, a folder with slides or a pattern")
+    if not text.strip():
+        raise SlideError(f"{text!r} names no slide; name a slide, a folder with slides or a pattern")
     if path.is_dir():
         root, slides = path, _slides_below(path)
         missing = "no slides in this folder; name a slide, a folder with slides or a pattern"

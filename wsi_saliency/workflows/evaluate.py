@@ -9,7 +9,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -29,9 +29,11 @@ from wsi_saliency.saliency.smoothing import SMOOTHING
 from wsi_saliency.settings import EvaluationSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.urls import located, name_of, shown
 from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
 from wsi_saliency.workflows.evaluated import EvaluatedClassifier
 from wsi_saliency.workflows.localised import annotations_on, localised_on
+from wsi_saliency.workflows.progress import download, shown_by
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from wsi_saliency.evaluation.map_comparison import MapComparison, MapScores
     from wsi_saliency.evaluation.maps import PatchMaps
     from wsi_saliency.evaluation.measured import MapKind, Phase
+    from wsi_saliency.urls import Location
     from wsi_saliency.workflows.sampling import PatchSample
 
     Maps = dict[MapKind, PatchMaps]
@@ -56,7 +59,7 @@ _PACKAGES = ("wsi-saliency", "torch", "timm", "numpy")
 
 
 def evaluate_slide(
-    slide: Path | str,
+    slide: Location | str,
     folder: Path | str,
     settings: EvaluationSettings | None = None,
     *,
@@ -68,7 +71,7 @@ def evaluate_slide(
 
 
 def evaluate_slides(
-    slides: Sequence[Path | str],
+    slides: Sequence[Location | str],
     folder: Path | str,
     settings: EvaluationSettings | None = None,
     *,
@@ -80,7 +83,7 @@ def evaluate_slides(
     Parameters
     ----------
     slides
-        Whole-slide images.
+        Whole-slide images, files or URLs.
     folder
         Where the report goes: ``index.html``, pictures, ``metrics.json``, ``metrics.csv``, ``curves.npz``;
         and in ``maps`` the slides' maps, if there are annotations to compare them with. The report appears
@@ -99,7 +102,7 @@ def evaluate_slides(
         the report not be written.
     """
     settings, folder = settings or EvaluationSettings(), Path(folder)
-    named = distinct_names(Path(slide) for slide in slides)
+    named = distinct_names(located(slide) for slide in slides)
     _check_free(folder, overwrite=overwrite)
     with locked(folder / METRICS_JSON):
         _check_free(folder, overwrite=overwrite)  # another run may have been at it meanwhile
@@ -132,12 +135,14 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
 
 
 def _evaluate(
-    named: dict[Path, str], maps: Path, settings: EvaluationSettings, *, progress: bool
+    named: dict[Location, str], maps: Path, settings: EvaluationSettings, *, progress: bool
 ) -> Evaluation:
     """Do everything but the report; ``named`` are the slides and their `distinct_names`."""
     started, start = datetime.now(UTC), time.perf_counter()
     for path in named:
-        open_slide(path, settings.mpp).close()  # raises before the classifier is loaded, not after
+        watch = download(shown_by(progress), name_of(path))
+        # raises before the classifier is loaded, not after
+        open_slide(path, settings.mpp, cache=settings, watch=watch).close()
     drawn = annotations_on(named, settings)
     evaluated = EvaluatedClassifier.of(settings)
     patches = evaluated.sample(list(named), progress=progress)
@@ -146,7 +151,8 @@ def _evaluate(
     localised = [
         row
         for path, on_it in drawn.items()  # slides of one stem would have shared their annotations: refused
-        for row in localised_on(evaluated, path, named[path], on_it, maps / path.stem, progress=progress)
+        for of_slide in [maps / PurePath(name_of(path)).stem]
+        for row in localised_on(evaluated, path, named[path], on_it, of_slide, progress=progress)
     ]
     facts = _facts(evaluated, named, comparison) | {
         "started": started.isoformat(timespec="seconds"),
@@ -165,17 +171,19 @@ def _evaluate(
     )
 
 
-def distinct_names(slides: Iterable[Path]) -> dict[Path, str]:
+def distinct_names(slides: Iterable[Location]) -> dict[Location, str]:
     """Name slides, each once: by their files, and by the folders too where two files have the same name.
 
-    Such names are relative to the folder that all of these slides are in.
+    Such names are relative to the folder that all of these slides are in, or whole URLs.
     """
     slides = list(dict.fromkeys(slides))
-    shared = Counter(path.name for path in slides)
-    whole = {path: Path(os.path.abspath(path)) for path in slides if shared[path.name] > 1}
+    shared = Counter(map(name_of, slides))
+    alike = [path for path in slides if shared[name_of(path)] > 1]
+    whole = {path: Path(os.path.abspath(path)) for path in alike if isinstance(path, Path)}
     root = os.path.commonpath([path.parent for path in whole.values()]) if whole else ""
-    longer = {path: path_in_full.relative_to(root).as_posix() for path, path_in_full in whole.items()}
-    return {path: longer.get(path, path.name) for path in slides}
+    longer = {place: shown(place) for place in alike}
+    longer |= {path: path_in_full.relative_to(root).as_posix() for path, path_in_full in whole.items()}
+    return {path: longer.get(path, name_of(path)) for path in slides}
 
 
 class _Judgement(NamedTuple):
@@ -189,7 +197,7 @@ class _Judgement(NamedTuple):
 
 def _judge(
     evaluated: EvaluatedClassifier,
-    named: dict[Path, str],
+    named: dict[Location, str],
     patches: PatchSample,
     comparison: MapComparison,
     *,
@@ -212,17 +220,17 @@ def _judge(
 
 # ------------------------------------------------------------------------------- stability of the grid
 
-_Grid = tuple[Path, str, float, GridStability[MapSpec]]
+_Grid = tuple["Location", str, float, GridStability[MapSpec]]
 
 
-def _grids(evaluated: EvaluatedClassifier, named: dict[Path, str]) -> Iterator[_Grid]:
+def _grids(evaluated: EvaluatedClassifier, named: dict[Location, str]) -> Iterator[_Grid]:
     """Plan the regions that are mapped twice."""
     if not evaluated.settings.stability_mpx:
         return
     layers = {spec: evaluated.network.geometry[spec] for spec in evaluated.main}
     patch, most = evaluated.classifier.patch, round(evaluated.settings.stability_mpx * 1e6)
     for path, name in named.items():
-        with open_slide(path, evaluated.settings.mpp) as slide:
+        with open_slide(path, evaluated.settings.mpp, cache=evaluated.settings) as slide:
             canvas, tissue = canvas_for(slide, wanted_mpp(evaluated.classifier)), tissue_mask(slide)
         for overlap in OVERLAPS:
             grid = GridStability(tissue, canvas, layers, evaluated.patch_maps, patch, overlap, most)
@@ -231,13 +239,13 @@ def _grids(evaluated: EvaluatedClassifier, named: dict[Path, str]) -> Iterator[_
 
 def _stability(
     evaluated: EvaluatedClassifier,
-    path: Path,
+    path: Location,
     name: str,
     overlap: float,
     grid: GridStability[MapSpec],
     progress: Progress,
 ) -> Iterator[Stability]:
-    with open_slide(path, evaluated.settings.mpp) as slide:
+    with open_slide(path, evaluated.settings.mpp, cache=evaluated.settings) as slide:
         found = grid.measure(slide, evaluated.settings.workers, progress)
     for spec in evaluated.main:
         yield Stability(name, spec.method, spec.attribution, spec.layer, overlap, found[spec])
@@ -296,7 +304,7 @@ def _sanity(
 
 
 def _patch_rows(
-    patches: PatchSample, named: dict[Path, str], comparison: MapComparison
+    patches: PatchSample, named: dict[Location, str], comparison: MapComparison
 ) -> list[dict[str, Any]]:
     """Say of each patch where it is from, and what the classifier says of it."""
     return [
@@ -324,7 +332,7 @@ def _examples(
 
 
 def _facts(
-    evaluated: EvaluatedClassifier, named: dict[Path, str], comparison: MapComparison
+    evaluated: EvaluatedClassifier, named: dict[Location, str], comparison: MapComparison
 ) -> dict[str, Any]:
     c, network = evaluated.classifier, evaluated.network
     return {

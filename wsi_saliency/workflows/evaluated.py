@@ -31,7 +31,6 @@ from wsi_saliency.workflows.sampling import PatchSample, sample_located, with_ma
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.settings import Attribution, EvaluationSettings, Method, Substrate
+    from wsi_saliency.urls import Location
 
     Progress = Callable[[int], object]
 
@@ -143,7 +143,7 @@ class EvaluatedClassifier:
         found = self.explainer(patches, maps).maps
         return {spec: values[:, 0].numpy() for spec, values in found.items()}
 
-    def sample(self, slides: Sequence[Path], *, progress: bool) -> PatchSample:
+    def sample(self, slides: Sequence[Location], *, progress: bool) -> PatchSample:
         """Sample the patches to judge by."""
         s = self.settings
         return sample_located(
@@ -155,6 +155,7 @@ class EvaluatedClassifier:
             mpp=s.mpp,
             workers=s.workers,
             progress=progress,
+            cache=s,
         )
 
     def comparison(self, patches: PatchSample) -> MapComparison:
@@ -190,7 +191,7 @@ class EvaluatedClassifier:
         s = self.settings
         if not self.phase_cost(comparison):
             return []
-        around = with_margins(patches, self.total_stride, mpp=s.mpp, workers=s.workers)
+        around = with_margins(patches, self.total_stride, mpp=s.mpp, workers=s.workers, cache=s)
         surroundings = Surroundings(
             self.classifier.normalised(around.pictures, self.device),
             around.corners,

@@ -14,12 +14,13 @@ from wsi_saliency.errors import OutputError
 from wsi_saliency.files import carry, check_free, growing, locked
 from wsi_saliency.heatmap.contact_sheet import write_contact_sheet
 from wsi_saliency.heatmap.dicom import check_installed
+from wsi_saliency.heatmap.differences import differences
 from wsi_saliency.heatmap.exports import export, export_again
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.quality_counts import quality_counts
-from wsi_saliency.heatmap.result import OVERVIEW, TILES, ZARR, MapFiles, Result, differences, write_record
+from wsi_saliency.heatmap.result import OVERVIEW, TILES, ZARR, MapFiles, Result, write_record
 from wsi_saliency.heatmap.snapshot import DamagedSnapshotError
 from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.report.slide_page import write_slide_page
@@ -27,11 +28,13 @@ from wsi_saliency.saliency.engine import Explainer
 from wsi_saliency.saliency.reach import Reach
 from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.slides.store import facts_of
 from wsi_saliency.slides.whole import read_whole
+from wsi_saliency.urls import home_of, located, name_of
 from wsi_saliency.workflows.first_look import look_at
 from wsi_saliency.workflows.journal import Journal
 from wsi_saliency.workflows.plan import Plan, plan_slide, with_drift
-from wsi_saliency.workflows.progress import shown_by
+from wsi_saliency.workflows.progress import download, shown_by, silence
 from wsi_saliency.workflows.record import (
     Stopwatch,
     finished,
@@ -50,6 +53,7 @@ if TYPE_CHECKING:
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.slides.slide import Slide
+    from wsi_saliency.urls import Location
     from wsi_saliency.workflows.ahead import Prepared
     from wsi_saliency.workflows.first_look import FirstLook
     from wsi_saliency.workflows.progress import Progress
@@ -98,7 +102,7 @@ def load_explainer(settings: RunSettings, classifier: Classifier | None = None) 
 
 
 def explain_slide(
-    slide: Path | str,
+    slide: Location | str,
     folder: Path | str,
     settings: RunSettings | None = None,
     *,
@@ -116,7 +120,7 @@ def explain_slide(
     Parameters
     ----------
     slide
-        A whole-slide image.
+        A whole-slide image, a file or a URL.
     folder
         Where the results go. They are written under a hidden name beside it; the folder appears when all of
         them are there.
@@ -139,7 +143,7 @@ def explain_slide(
     SlideError, ModelError, SettingsError, OutputError
         If the slide cannot be read, the classifier not explained, or the results not be written.
     """
-    path, folder, settings = Path(slide), Path(folder), settings or RunSettings()
+    path, folder, settings = located(slide), Path(folder), settings or RunSettings()
     before = None if overwrite else Result.read(folder)
     if before and (kept := stays(before, path, settings, explainer)):
         return kept
@@ -149,16 +153,17 @@ def explain_slide(
             if kept.differences or not kept.lacks_exports(settings):
                 return kept  # of the run that had the lock before
             return _export_again(path, kept, settings)
-        with prepared.slide if prepared else open_slide(path, settings.mpp) as opened:
+        show = shown_by(progress)
+        with prepared.slide if prepared else _opened(path, settings, show) as opened:
             for warning in opened.warnings:
-                log.warning("%s: %s", path.name, warning)
+                log.warning("%s: %s", opened.name, warning)
             explainer = explainer or load_explainer(settings)
             before = None if overwrite else Result.read(folder)
             if before and (unlike := differences(before, path, settings, weight_hashes(explainer))):
                 return replace(before, kept=True, differences=unlike)
             # A map that is added has the channels of the others, in their order.
             explaining = replace(explainer, targets=before.target_indices) if before else explainer
-            seen, show = prepared.seen if prepared else None, shown_by(progress)
+            seen = prepared.seen if prepared else None
             try:
                 return _explain(
                     opened, folder, explaining, settings, before, show, resume=not overwrite, seen=seen
@@ -168,7 +173,7 @@ def explain_slide(
 
 
 def stays(
-    result: Result, slide: Path, settings: RunSettings, explainer: Explainer | None = None
+    result: Result, slide: Location, settings: RunSettings, explainer: Explainer | None = None
 ) -> Result | None:
     """Return a complete result, if nothing is to be made of it or added to it; None if something is.
 
@@ -178,8 +183,13 @@ def stays(
     return kept if kept and (kept.differences or not kept.lacks_exports(settings)) else None
 
 
+def _opened(path: Location, settings: RunSettings, progress: Progress = silence) -> Slide:
+    """Open a slide; one from a URL is brought here first."""
+    return open_slide(path, settings.mpp, cache=settings, watch=download(progress, name_of(path)))
+
+
 def check_job(
-    slide: Path, folder: Path, settings: RunSettings, *, overwrite: bool = False, wait: bool = True
+    slide: Location, folder: Path, settings: RunSettings, *, overwrite: bool = False, wait: bool = True
 ) -> None:
     """Find out what would stop a run, as far as that is quickly done, before the classifier is loaded.
 
@@ -190,20 +200,23 @@ def check_job(
         works on it and ``wait`` is False.
     """
     with locked(folder, wait=wait):
-        if slide.exists() and not overwrite and _kept(slide, folder, settings, None):
+        if not isinstance(slide, Path):
+            facts_of(slide)  # to bring it here is not quickly done
+        elif slide.exists() and not overwrite and _kept(slide, folder, settings, None):
             return
-        open_slide(slide, settings.mpp).close()
+        else:
+            open_slide(slide, settings.mpp).close()
         check_free(folder, _may_replace)
 
 
-def _kept(path: Path, folder: Path, settings: RunSettings, explainer: Explainer | None) -> Result | None:
+def _kept(path: Location, folder: Path, settings: RunSettings, explainer: Explainer | None) -> Result | None:
     """Return the complete result that is there, unless it lacks a map that can be added."""
     result = Result.read(folder)
     return result and _compared(result, path, settings, explainer)
 
 
 def _compared(
-    result: Result, path: Path, settings: RunSettings, explainer: Explainer | None
+    result: Result, path: Location, settings: RunSettings, explainer: Explainer | None
 ) -> Result | None:
     """Return a complete result with its differences, unless it lacks a map that can be added."""
     unlike = differences(result, path, settings, weight_hashes(explainer) if explainer else None)
@@ -212,13 +225,13 @@ def _compared(
     return None
 
 
-def _export_again(path: Path, kept: Result, settings: RunSettings) -> Result:
+def _export_again(path: Location, kept: Result, settings: RunSettings) -> Result:
     """Make exports of a result anew, and the page that names them; that stays where the slide has gone."""
-    if not path.exists():
+    if isinstance(path, Path) and not path.exists():
         return export_again(kept, settings, _may_replace)
-    where = kept.record["slide"] | {"path": str(path.resolve())}  # it may have been moved
-    kept = replace(kept, record=kept.record | {"slide": where})
-    with open_slide(path, settings.mpp) as slide:
+    where = kept.record["slide"] | {"path": home_of(path)}  # it may have been moved
+    with _opened(path, settings) as slide:
+        kept = replace(kept, record=kept.record | {"slide": where}, slide_file=slide.source.file)
         (thumbnail,) = read_whole(slide, [thumbnail_size(slide.size)], settings.workers)
 
         def show(grown: Result) -> None:
@@ -257,7 +270,7 @@ def _explain(
     clock = Stopwatch()
     there = {found.spec: int(found.layer["reduction"]) for found in before.maps} if before else {}
     with clock.station("tissue"):
-        watch = partial(progress, f"{slide.path.name}: tissue", unit="piece")
+        watch = partial(progress, f"{slide.name}: tissue", unit="piece")
         seen = seen or look_at(slide, settings.workers, watch, quality=settings.qc)
         plan = plan_slide(slide, explainer, settings, there, seen)
     if before and not plan.maps:
@@ -265,7 +278,7 @@ def _explain(
     if before and grid_facts(plan) != before.record["grid"]:
         return replace(before, kept=True, differences=(_other_grid(plan, before),))
     if not plan.tiles:
-        log.warning("%s: no tissue found; the map is complete and empty", slide.path.name)
+        log.warning("%s: no tissue found; the map is complete and empty", slide.name)
     writes = resume or Result.read(folder) is None  # what replaces a result is not gone on with
     with (
         growing(folder, _may_replace, resume=resume) as work,
@@ -276,7 +289,7 @@ def _explain(
         except DamagedSnapshotError as error:
             journal.start_anew(str(error))
             record = _write_results(plan, settings, work, journal, before, progress)
-        grown = Result.growing(work, record, folder)
+        grown = replace(Result.growing(work, record, folder), slide_file=slide.source.file)
         with clock.station("exports"):
             made = export(grown)
         with clock.station("report"):

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from wsi_saliency.urls import shown
+
 if TYPE_CHECKING:
     from pathlib import Path
 
     from wsi_saliency.heatmap.result import Result
     from wsi_saliency.settings import RunSettings
+    from wsi_saliency.slides.store import Facts
+    from wsi_saliency.urls import Location
 
 
 @dataclass(frozen=True)
@@ -24,13 +28,21 @@ class Job:
         Settings of this slide; None: those of all slides.
     annotations
         What was drawn on the slide, if a list of slides says so.
+    facts
+        What a listing of a store has said of the slide, if it comes from one.
     """
 
-    slide: Path
+    slide: Location
     name: Path
     mpp: float | None = None
     targets: tuple[str, ...] | None = None
-    annotations: Path | None = None
+    annotations: Location | None = None
+    facts: Facts | None = None
+
+    @property
+    def shown(self) -> str:
+        """The slide as messages and tables name it."""
+        return shown(self.slide)
 
     def settings(self, common: RunSettings) -> RunSettings:
         """Return what is computed for this slide."""

@@ -309,7 +309,7 @@ class Journal:
 
     @property
     def _slide(self) -> str:
-        return self.plan.slide.path.name
+        return self.plan.slide.name
 
     def _how_far(self) -> str:
         return f"{self._done} of {len(self.plan.tiles)} patches"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Advance = Callable[[int], object]
 """Told how many more patches are done."""
-PATCH = "patch"
+PATCH, BYTE = "patch", "B"
 
 
 class Progress(Protocol):
@@ -29,7 +29,8 @@ class Progress(Protocol):
 @contextmanager
 def bar(name: str, count: int, unit: str = PATCH) -> Iterator[Advance]:
     """Show patches, patches per second and the time left, where there is a terminal."""
-    with tqdm(total=count, desc=printable(name), unit=unit, disable=None, leave=unit == PATCH) as shown:
+    how = {"unit": unit, "unit_scale": unit == BYTE, "leave": unit == PATCH}
+    with tqdm(total=count, desc=printable(name), disable=None, **how) as shown:
         yield shown.update
 
 
@@ -37,6 +38,11 @@ def bar(name: str, count: int, unit: str = PATCH) -> Iterator[Advance]:
 def silence(name: str, count: int, unit: str = PATCH) -> Iterator[Advance]:
     """Show nothing."""
     yield lambda done: None
+
+
+def download(progress: Progress, name: str) -> Callable[[int], AbstractContextManager[Advance]]:
+    """Return what shows how much of a slide has come from a URL, once its size is known."""
+    return lambda count: progress(f"{name}: download", count, BYTE)
 
 
 def shown_by(progress: bool | Progress) -> Progress:

@@ -18,6 +18,7 @@ import numpy as np
 
 from wsi_saliency.heatmap.exports import wanted_exports
 from wsi_saliency.heatmap.result import SURROGATE_HASH, MapRecord, with_names
+from wsi_saliency.urls import home_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -158,14 +159,14 @@ def _version(package: str) -> str:
 
 def what_is_asked(plan: Plan, settings: RunSettings, before: Result | None) -> dict[str, Any]:
     """Collect all that decides what a run computes, JSON-ready: a run that is gone on with has the same."""
-    explainer, path = plan.explainer, plan.slide.path.stat()
+    explainer, source = plan.explainer, plan.slide.source
     model = _model_facts(plan, None)
     del model["batch"]
     places = ((tile.column, tile.row) for tile in plan.tiles)
     tiles = np.fromiter(places, np.dtype((np.int64, 2)), len(plan.tiles))
     facts = {
         "settings": {k: v for k, v in settings.to_json().items() if k not in _OF_NO_VALUE},
-        "slide file": [*_slide_facts(plan).items(), path.st_mtime_ns],
+        "slide file": [*_slide_facts(plan).items(), source.version or source.file.stat().st_mtime_ns],
         "model": model | {"device": explainer.device.type},
         "maps": [spec.name for spec in plan.maps],
         "targets": list(explainer.targets),
@@ -212,9 +213,10 @@ def _settings_facts(settings: RunSettings, before: Result | None) -> dict[str, A
 def _slide_facts(plan: Plan) -> dict[str, Any]:
     slide = plan.slide
     return {
-        "name": slide.path.name,
-        "path": str(slide.path.resolve()),
-        "bytes": slide.path.stat().st_size,
+        "name": slide.name,
+        "path": home_of(slide.path),
+        "bytes": slide.source.size,
+        **({"version": slide.source.version} if slide.source.version else {}),
         "format": slide.format,
         "reader": slide.reader,
         "size": asdict(slide.size),

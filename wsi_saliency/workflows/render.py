@@ -10,11 +10,15 @@ from wsi_saliency.geometry import Region
 from wsi_saliency.heatmap.result import RUN_JSON, Result
 from wsi_saliency.report.figure import FORMATS, WIDTH_MM, View, width_at, write_figure
 from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.urls import located, name_of
+from wsi_saliency.workflows.progress import bar, download
 
 if TYPE_CHECKING:
     from wsi_saliency.geometry import Size
     from wsi_saliency.heatmap.result import MapRecord
+    from wsi_saliency.settings import CacheSettings
     from wsi_saliency.slides.slide import Slide
+    from wsi_saliency.urls import Location
 
 
 def render(
@@ -24,11 +28,12 @@ def render(
     region: tuple[float, float, float, float] | None = None,
     map_name: str | None = None,
     target: str | None = None,
-    slide: Path | None = None,
+    slide: Location | str | None = None,
     width_mm: float | None = None,
     scale: float | None = None,
     dpi: int = 300,
     beside: bool = False,
+    cache: CacheSettings | None = None,
 ) -> None:
     """Draw a region of a slide with its map, for a paper.
 
@@ -50,6 +55,8 @@ def render(
         µm of tissue that a pixel of slide and map shows.
     dpi, beside
         As in `View`.
+    cache
+        Settings that name the cache of slides from URLs.
 
     Raises
     ------
@@ -64,11 +71,11 @@ def render(
     if result is None:
         raise OutputError(f"{folder / RUN_JSON}: no complete result; make one with wsi-saliency run")
     found, channel = _map_of(result, map_name), _channel_of(result, target)
-    path = slide or Path(result.record["slide"]["path"])
-    if not path.exists():
+    path = located(slide or result.record["slide"]["path"])
+    if isinstance(path, Path) and not path.exists():
         raise SlideError(f"{path}: the slide is not there; say where it is now with --slide")
     mpp = result.record["slide"]["mpp"]["x"]
-    with open_slide(path, mpp) as opened:
+    with open_slide(path, mpp, cache=cache, watch=download(bar, name_of(path))) as opened:
         _check_slide(opened, result)
         box = _region_on(opened.size, region)
         if scale is not None:
@@ -81,7 +88,7 @@ def _check_slide(slide: Slide, result: Result) -> None:
     size, known = slide.size, result.record["slide"]["size"]
     if (size.w, size.h) != (known["w"], known["h"]):
         raise SlideError(
-            f"{slide.path} has {size.w} × {size.h} pixels, and the slide of this result {known['w']} × "
+            f"{slide.shown} has {size.w} × {size.h} pixels, and the slide of this result {known['w']} × "
             f"{known['h']}; name the right one with --slide"
         )
 

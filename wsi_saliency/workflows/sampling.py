@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -21,6 +20,7 @@ from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.slides.blocks import PatchReader
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.tissue import tissue_mask
+from wsi_saliency.urls import located, name_of, shown
 from wsi_saliency.workflows.canvas import canvas_for, wanted_mpp
 
 if TYPE_CHECKING:
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from wsi_saliency.models.classifier import Classifier
-    from wsi_saliency.settings import TrainingSettings
+    from wsi_saliency.settings import CacheSettings, TrainingSettings
     from wsi_saliency.slides.tissue import TissueMask
+    from wsi_saliency.urls import Location
 
     Patches = NDArray[np.uint8]  # (N, P, P, 3), RGB
     Mask = NDArray[np.bool_]
@@ -123,7 +124,7 @@ def areas(
 class _Source:
     """A slide to take patches from."""
 
-    path: Path
+    path: Location
     grid: TileGrid
     trained_on: Area | None
     held_out: Area | None
@@ -131,27 +132,28 @@ class _Source:
     @classmethod
     def of(
         cls,
-        path: Path,
+        path: Location,
         classifier: Classifier,
         mpp: float | None,
         rng: np.random.Generator,
         held_out: float = 0.0,
+        cache: CacheSettings | None = None,
     ) -> _Source:
-        with open_slide(path, mpp) as slide:
+        with open_slide(path, mpp, cache=cache) as slide:
             for warning in slide.warnings:
-                log.warning("%s: %s", path.name, warning)
+                log.warning("%s: %s", slide.name, warning)
             # patches may lie anywhere: a grid of single pixels
             grid = TileGrid(
                 canvas_for(slide, wanted_mpp(classifier)), classifier.patch, stride=1, reduction=1
             )
             upper, lower = areas(tissue_mask(slide), grid, held_out, rng)
         if upper is None:
-            log.warning("%s: no tissue found; no patches are taken from it", path.name)
+            log.warning("%s: no tissue found; no patches are taken from it", name_of(path))
         return cls(path, grid, upper, lower)
 
 
 def sample_patches(
-    slides: Sequence[Path | str],
+    slides: Sequence[Location | str],
     classifier: Classifier,
     settings: TrainingSettings,
     balance: Balance | None = None,
@@ -173,7 +175,10 @@ def sample_patches(
     """
     rng = np.random.default_rng(settings.seed)
     check_memory(settings.patches, classifier.patch)
-    sources = [_Source.of(Path(p), classifier, settings.mpp, rng, settings.held_out) for p in slides]
+    sources = [
+        _Source.of(located(place), classifier, settings.mpp, rng, settings.held_out, settings)
+        for place in slides
+    ]
     upper = [(source, source.trained_on) for source in sources if source.trained_on]
     lower = [(source, source.held_out) for source in sources if source.held_out]
     if not upper:
@@ -182,7 +187,7 @@ def sample_patches(
         log.warning("too little tissue to hold a part of it out; the surrogate is not scored")
     n_lower = round(settings.patches * settings.held_out) if lower else 0
     with tqdm(desc="sampling", unit="patch", disable=None if progress else True) as bar:
-        sampler = _Sampler(classifier.patch, settings.mpp, settings.workers, rng, bar)
+        sampler = _Sampler(classifier.patch, settings.mpp, settings.workers, rng, bar, settings)
         if balance is None:
             return Sample(sampler.take(upper, settings.patches - n_lower), sampler.take(lower, n_lower))
         sides = sampler.take_sides(upper, settings.patches - n_lower, balance)
@@ -196,7 +201,7 @@ class PatchSample(NamedTuple):
     """
 
     patches: Patches
-    slides: list[Path]
+    slides: list[Location]
     boxes: list[tuple[int, int, int, int]]
     grids: list[TileGrid]
     tiles: list[Tile]
@@ -215,7 +220,7 @@ class Margins(NamedTuple):
 
 
 def sample_located(
-    slides: Sequence[Path | str],
+    slides: Sequence[Location | str],
     classifier: Classifier,
     n: int,
     wanted: Callable[[Patches], Mask] | None = None,
@@ -224,6 +229,7 @@ def sample_located(
     mpp: float | None = None,
     workers: int = 4,
     progress: bool = False,
+    cache: CacheSettings | None = None,
 ) -> PatchSample:
     """Sample ``n`` patches from the tissue of slides, evenly, and say where they are from.
 
@@ -239,6 +245,8 @@ def sample_located(
         Of the draw; µm per level-0 pixel, in place of what the slides say; threads that read.
     progress
         Show a bar, where there is a terminal.
+    cache
+        Settings that name the cache of slides from URLs.
 
     Raises
     ------
@@ -249,13 +257,13 @@ def sample_located(
     """
     check_memory(n, classifier.patch, SCORED, SCORED_MEMORY)
     rng = np.random.default_rng(seed)
-    sources = [_Source.of(Path(path), classifier, mpp, rng) for path in slides]
+    sources = [_Source.of(located(path), classifier, mpp, rng, cache=cache) for path in slides]
     places = [(source, source.trained_on) for source in sources if source.trained_on]
     if not places:
         raise _no_tissue(slides)
     kept: list[tuple[NDArray[np.uint8], _Source, Tile]] = []
     with tqdm(desc="sampling", unit="patch", disable=None if progress else True) as bar:
-        sampler = _Sampler(classifier.patch, mpp, workers, rng, bar)
+        sampler = _Sampler(classifier.patch, mpp, workers, rng, bar, cache)
         for _ in range(ROUNDS if wanted else 1):
             patches, origins = sampler.take_located(places, n)
             chosen = np.flatnonzero(wanted(patches)) if wanted else np.arange(n)
@@ -280,7 +288,14 @@ def sample_located(
     )
 
 
-def with_margins(located: PatchSample, margin: int, *, mpp: float | None = None, workers: int = 4) -> Margins:
+def with_margins(
+    sample: PatchSample,
+    margin: int,
+    *,
+    mpp: float | None = None,
+    workers: int = 4,
+    cache: CacheSettings | None = None,
+) -> Margins:
     """Read patches again, with ``margin`` canvas pixels more along each axis: to the right and below.
 
     At the slide's end the picture is moved back on the slide, as far as that goes.
@@ -290,16 +305,16 @@ def with_margins(located: PatchSample, margin: int, *, mpp: float | None = None,
     SlideError
         If a slide cannot be read.
     """
-    grids = [replace(grid, patch=grid.patch + margin) for grid in located.grids]
-    tiles = [_moved_back(tile, grid) for tile, grid in zip(located.tiles, grids, strict=True)]
+    grids = [replace(grid, patch=grid.patch + margin) for grid in sample.grids]
+    tiles = [_moved_back(tile, grid) for tile, grid in zip(sample.tiles, grids, strict=True)]
     pictures: list[NDArray[np.uint8]] = []
-    for path, of_slide in groupby(zip(located.slides, grids, tiles, strict=True), key=lambda one: one[0]):
+    for path, of_slide in groupby(zip(sample.slides, grids, tiles, strict=True), key=lambda one: one[0]):
         wanted = list(of_slide)  # patches come slide by slide
-        with open_slide(path, mpp) as slide:
+        with open_slide(path, mpp, cache=cache) as slide:
             pictures += PatchReader(slide, wanted[0][1], [tile for *_, tile in wanted], workers)
     corners = [
         (patch.canvas_x - picture.canvas_x, patch.canvas_y - picture.canvas_y)
-        for patch, picture in zip(located.tiles, tiles, strict=True)
+        for patch, picture in zip(sample.tiles, tiles, strict=True)
     ]
     inside = [grid.patch <= min(grid.canvas.w, grid.canvas.h) for grid in grids]
     return Margins(np.stack(pictures), np.array(corners), np.array(inside))
@@ -327,8 +342,8 @@ def check_memory(patches: int, side: int, bytes_a_pixel: int = 3, memory: int = 
         )
 
 
-def _no_tissue(slides: Sequence[Path | str]) -> SlideError:
-    return SlideError(f"{', '.join(str(s) for s in slides)}: no tissue found; name slides with tissue")
+def _no_tissue(slides: Sequence[Location | str]) -> SlideError:
+    return SlideError(f"{', '.join(map(shown, slides))}: no tissue found; name slides with tissue")
 
 
 class _Sides(NamedTuple):
@@ -361,6 +376,7 @@ class _Sampler:
     workers: int
     rng: np.random.Generator
     bar: tqdm[None]
+    cache: CacheSettings | None = None
 
     def take(self, places: Sequence[tuple[_Source, Area]], n: int) -> Patches:
         return self.take_located(places, n)[0]
@@ -373,7 +389,7 @@ class _Sampler:
         origins: list[tuple[_Source, Tile]] = []
         for i, (source, area) in enumerate(places):
             tiles = area.draw((n - len(origins)) // (len(places) - i), self.rng)
-            with open_slide(source.path, self.mpp) as slide:
+            with open_slide(source.path, self.mpp, cache=self.cache) as slide:
                 for tile, patch in zip(
                     tiles, PatchReader(slide, source.grid, tiles, self.workers), strict=True
                 ):

@@ -109,7 +109,7 @@ def heatmap_info(plan: Plan, spec: MapSpec) -> HeatmapInfo:
     quantity = explainer.network.quantity(spec.attribution)
     magnitude = explainer.network.is_magnitude(spec.attribution)
     return HeatmapInfo(
-        slide_name=plan.slide.path.name,
+        slide_name=plan.slide.name,
         slide_size=plan.slide.size,
         slide_mpp=plan.slide.mpp,
         placement=plan.placement(spec),
@@ -201,7 +201,7 @@ def explain_tiles(
     rows = _Rows(plan, before, saved)
     with (
         tile_table(work / TILES, rows.columns, saved.table if saved else None) as table,
-        progress(plan.slide.path.name, len(plan.tiles)) as advance,
+        progress(plan.slide.name, len(plan.tiles)) as advance,
     ):
         growth = _Growth(sinks, rows, table, journal.begin())
         advance(growth.done)

@@ -21,6 +21,8 @@ from wsi_saliency.saliency.surrogate import replaceable
 from wsi_saliency.saliency.surrogate_training import train_surrogate
 from wsi_saliency.settings import TrainingSettings
 from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.urls import name_of
+from wsi_saliency.workflows.progress import download, shown_by
 from wsi_saliency.workflows.sampling import Balance, Sample, sample_patches
 
 if TYPE_CHECKING:
@@ -30,11 +32,12 @@ if TYPE_CHECKING:
 
     from wsi_saliency.saliency.surrogate import Surrogate
     from wsi_saliency.saliency.surrogate_training import TrainingStep
+    from wsi_saliency.urls import Location
     from wsi_saliency.workflows.sampling import Patches
 
 
 def train_surrogate_on_slides(
-    slides: Sequence[Path | str],
+    slides: Sequence[Location | str],
     file: Path | str,
     settings: TrainingSettings | None = None,
     *,
@@ -48,7 +51,7 @@ def train_surrogate_on_slides(
     Parameters
     ----------
     slides
-        Whole-slide images.
+        Whole-slide images, files or URLs.
     file
         Where the surrogate goes.
     settings
@@ -66,7 +69,9 @@ def train_surrogate_on_slides(
     check_file(file)
     with locked(file, "file"):
         for path in slides:
-            open_slide(path, settings.mpp).close()  # raises before the classifier is loaded, not after
+            watch = download(shown_by(progress), name_of(path))
+            # raises before the classifier is loaded, not after
+            open_slide(path, settings.mpp, cache=settings, watch=watch).close()
         classifier = load_chosen(settings)
         replaceable(classifier.module)  # raises before the slides are read, not after
         device = choose_device(settings.device)
@@ -85,10 +90,10 @@ def checkpoint_of(file: Path) -> Path:
     return file.parent / f"{file.name}.checkpoint"
 
 
-def _facts(slides: Sequence[Path | str], settings: TrainingSettings) -> dict[str, Any]:
+def _facts(slides: Sequence[Location | str], settings: TrainingSettings) -> dict[str, Any]:
     """Return what the surrogate's file says about its training, and what has to be the same on resuming."""
     names = ("model", "patches", "held_out", "balance", "batch", "seed", "mpp", "model_mpp", "patch")
-    return {name: getattr(settings, name) for name in names} | {"slides": [Path(s).name for s in slides]}
+    return {name: getattr(settings, name) for name in names} | {"slides": [name_of(s) for s in slides]}
 
 
 def _balance(classifier: Classifier, settings: TrainingSettings) -> Balance | None:

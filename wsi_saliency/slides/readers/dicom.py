@@ -14,7 +14,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_HEAD = 2**18  # bytes; what comes before the series is a few kB
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+HEAD = 2**18
+"""Bytes from the beginning of a file among which the series is: what comes before it is a few kB."""
+
 _FIRST = 132  # the first element's place
 _META, _SYNTAX, _SERIES = 0x0002, (0x0002, 0x0010), (0x0020, 0x000E)
 _MARKS, _ENDS = 0xFFFE, (0xE00D, 0xE0DD)  # what items of sequences begin and end with; they have no type
@@ -47,7 +50,11 @@ def series_of(path: Path) -> str | None:
         If the file cannot be read.
     """
     with path.open("rb") as file:
-        data = file.read(_HEAD)
+        return series_in(file.read(HEAD))
+
+
+def series_in(data: bytes) -> str | None:
+    """Return the SeriesInstanceUID from the first `HEAD` bytes of a DICOM file, None if it is not there."""
     try:
         return _series(data) if data[_FIRST - 4 : _FIRST] == b"DICM" else None
     except (struct.error, UnicodeDecodeError):  # the end of what has been read, or no DICOM behind its mark
