@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import itertools
 import json
 import os
 import shutil
@@ -129,14 +132,53 @@ class Played:
         return str(message["text"])
 
 
+class Player:
+    """A Groovy that plays scenes for as long as this process lives: to start it takes longest.
+
+    What a test has left in it is that of a fresh one: no image is open, and no project.
+    """
+
+    _MARK = "--- played ---"
+
+    def __init__(self) -> None:
+        command = ["groovy", "-cp", str(STUBS), str(STUBS / "Play.groovy"), self._MARK]
+        env = {**os.environ, "JAVA_HOME": str(java_home()), "JAVA_OPTS": OPTIONS}
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        self._process = subprocess.Popen(command, env=env, text=True, encoding="utf-8", **pipes)
+        atexit.register(self.end)
+
+    def play(self, asked: Path, told: Path) -> None:
+        """Play the scenes of one file; tell of them in the other."""
+        stdin, stdout = self._process.stdin, self._process.stdout
+        assert stdin
+        assert stdout
+        stdin.write(json.dumps([str(asked), str(told)]) + "\n")
+        stdin.flush()
+        said = list(itertools.takewhile(lambda line: not line.rstrip().endswith(self._MARK), stdout))
+        if self._process.poll() is not None or not told.exists():
+            self.end()
+            player.cache_clear()
+            raise AssertionError("Groovy has ended: " + "".join(said))
+
+    def end(self) -> None:
+        """Let it end, whatever it does."""
+        self._process.kill()
+        self._process.communicate()
+        atexit.unregister(self.end)
+
+
+@functools.cache
+def player() -> Player:
+    """Return the one of this process."""
+    return Player()
+
+
 def play(folder: Path, scenes: Sequence[Scene]) -> list[Played]:
-    """Play scenes, one after another, in one process."""
+    """Play scenes, one after another; nothing is open before the first."""
     asked, told = folder / "scenes.json", folder / "played.json"
+    told.unlink(missing_ok=True)
     asked.write_text(json.dumps([scene.to_json() for scene in scenes]))
-    command = ["groovy", "-cp", str(STUBS), str(STUBS / "Play.groovy"), str(asked), str(told)]
-    env = {**os.environ, "JAVA_HOME": str(java_home()), "JAVA_OPTS": OPTIONS}
-    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    player().play(asked, told)
     return [Played(**facts) for facts in json.loads(told.read_text(encoding="utf-8"))]
 
 
