@@ -229,3 +229,9 @@ def test_a_shard_that_is_none_is_refused(shard):
 def test_a_shard_is_a_number_of_a_count():
     assert BatchSettings().part is None
     assert BatchSettings(shard=" 2/4 ").part == (2, 4)
+
+
+def test_classes_of_annotations_need_annotations():
+    with pytest.raises(SettingsError, match="name them with --annotations"):
+        EvaluationSettings(annotation_classes=("a",))
+    assert EvaluationSettings(annotations=Path("a.geojson"), annotation_classes=("a",))

@@ -54,15 +54,15 @@ _NO_ROOM = frozenset(
 
 
 @contextmanager
-def writing(path: Path, kind: Kind = "folder") -> Iterator[None]:
+def writing(path: Path, kind: Kind = "folder", option: str = "-o") -> Iterator[None]:
     """Turn the operating system's errors while ``path`` is written into one line.
 
     Parameters
     ----------
     path
         What is written.
-    kind
-        What the user may choose another of.
+    kind, option
+        What the user may choose another of, and with which option.
 
     Raises
     ------
@@ -75,22 +75,23 @@ def writing(path: Path, kind: Kind = "folder") -> Iterator[None]:
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
         failed = NoRoomError if error.errno in _NO_ROOM else OutputError
-        raise failed(f"{path}: cannot be written ({reason}); choose another {kind} with -o") from error
+        raise failed(f"{path}: cannot be written ({reason}); choose another {kind} with {option}") from error
 
 
-def check_folder(folder: Path) -> None:
-    """Make sure that no file stands where a folder is wanted.
+def check_folder(folder: Path, option: str = "-o") -> None:
+    """Make sure that no file stands where a folder is wanted; ``option`` is that which names it.
 
     Raises
     ------
     OutputError
         If ``folder``, or one that it would lie in, is a file.
     """
-    with writing(folder):
+    with writing(folder, option=option):
         nearest = next((place for place in (folder, *folder.parents) if place.exists()), None)
         if nearest and not nearest.is_dir():
             raise OutputError(
-                f"{nearest}: cannot be written (it is a file, not a folder); choose another folder with -o"
+                f"{nearest}: cannot be written (it is a file, not a folder); choose another folder with "
+                f"{option}"
             )
 
 

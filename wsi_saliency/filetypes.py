@@ -57,8 +57,15 @@ def read_head(path: Path) -> bytes:
 
 def type_of(head: bytes) -> FileType | None:
     """Tell the type of a file by its first `HEAD` bytes; None if it is of none that is known."""
+    if is_safetensors(head):
+        return FileType("a safetensors file, the weights of a classifier", "data")
     signed = (kind for offset, sign, kind in _SIGNATURES if head[offset:].startswith(sign))
     return next(signed, None) or _text_type(head)
+
+
+def is_safetensors(head: bytes) -> bool:
+    """Tell whether a file begins like safetensors: the length of a header, 8 bytes, and the header, JSON."""
+    return head[8:9] == b"{" and b"\0" in head[:8]
 
 
 def _text_type(head: bytes) -> FileType | None:

@@ -56,6 +56,12 @@ def test_a_sheet_is_written_and_named(call, tmp_path):
     assert (tmp_path / "sheet.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_sheet_is_a_png_file(call, tmp_path):
+    line = only_line(call("check-model", "demo", "--patches", "pictures", "-o", "facts.json"))
+    assert line == "out (-o) is facts.json; it has to end in .png"
+    assert left(tmp_path) == []
+
+
 def test_a_sheet_of_nothing_is_refused(call, tmp_path):
     assert "give --patches FOLDER or --slide SLIDE" in only_line(call("check-model", "demo", "-o", "a.png"))
     assert left(tmp_path) == []

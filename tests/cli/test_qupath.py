@@ -92,3 +92,10 @@ def test_a_project_is_a_folder_and_no_url(call, tmp_path):
     assert refused.exit_code == 2
     assert "'s3://bucket/project' is a URL" in refused.stderr
     assert left(tmp_path) == []
+
+
+@pytest.mark.usefixtures("spots")
+def test_a_project_that_cannot_be_made_is_refused_with_its_own_option(call, result, tmp_path):
+    (tmp_path / "file").write_text("here")
+    for place in ("file", "file/project"):
+        assert only_line(call("qupath", "maps", "-p", place)).endswith("; choose another folder with -p")

@@ -181,6 +181,11 @@ def test_a_folder_without_a_result(call, tmp_path, monkeypatch):
     assert "no complete result" in only_line(call("render", tmp_path))
 
 
+def test_the_folder_of_a_run_is_not_that_of_a_slide(call, result):
+    line = only_line(call("render", result.parent))
+    assert line == f"{result.parent}: is not the result of one slide; name one in it, such as {result}"
+
+
 def test_names_cannot_be_taken_for_formulas(call, result):
     record = json.loads((result / RUN_JSON).read_text())
     record["maps"][0]["channels"] = ["$\\frac{1}$ " * 20]

@@ -75,6 +75,7 @@ def test_pictures_are_named(tmp_path: Path, name: str, words: str) -> None:
         (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS; git lfs pull"),
         (b"<!DOCTYPE html><html>", "a web page, not a slide: the link"),
         (b"\x93NUMPY\1", "a NumPy array, not a slide"),
+        (b"\2\0\0\0\0\0\0\0{}", "a safetensors file, the weights of a classifier, not a slide"),
         (bytes(5000), "starts with zeros .* the copy is incomplete"),
         (b"garb\x1b[31m\0\xff", "no slide that OpenSlide or tifffile can read"),
     ],

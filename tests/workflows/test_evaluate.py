@@ -572,6 +572,15 @@ def test_an_evaluation_is_kept_before_any_work_is_done(monkeypatch, spots, slide
     assert before.keys() - times_of(out).keys() == {out / "metrics.json"}
 
 
+def test_an_evaluation_does_not_go_among_the_results_of_a_run(monkeypatch, slide, out):
+    monkeypatch.setattr(EvaluatedClassifier, "of", lambda settings: pytest.fail("worked"))
+    (out / "slide").mkdir(parents=True)
+    (out / "slide" / "run.json").write_text("{}")
+    for overwrite in (False, True):
+        with pytest.raises(OutputError, match="holds results of wsi-saliency run; choose another"):
+            evaluate_slides([slide], out, settings_of(), overwrite=overwrite)
+
+
 @pytest.mark.usefixtures("spots")
 def test_an_evaluation_waits_for_another_one_there_and_keeps_it(monkeypatch, slide, out):
     monkeypatch.setattr(EvaluatedClassifier, "of", lambda settings: pytest.fail("worked"))

@@ -77,7 +77,9 @@ def test_another_format_is_recommended_only_if_it_is_equal(monkeypatch):
 def test_unknown_correlation_recommends_nothing(monkeypatch):
     speeds(monkeypatch, 10.0)
     monkeypatch.setattr(trust, "pearson", lambda a, b: math.nan)
-    assert precision_fact(spot_classifier(64), drawn(64), (), CPU).value["recommended"] == "fp32"
+    fact = precision_fact(spot_classifier(64), drawn(64), (), CPU)
+    assert fact.value["recommended"] == "fp32"
+    assert "bf16: logits all the same, maps all the same" in fact.text
 
 
 def test_a_classifier_without_the_default_map_is_not_compared():

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     "--out",
     type=Output(),
     metavar="FILE",
-    help="Write a picture of the patches by score, PNG.",
+    help="Write a picture of the patches by score, .png.",
 )
 @options(ModelCheckSettings, argument="model")
 def check_model(settings: ModelCheckSettings, as_json: bool, out: Path | None) -> None:

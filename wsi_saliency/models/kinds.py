@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from wsi_saliency.filetypes import type_of
+from wsi_saliency.filetypes import is_safetensors, type_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +34,7 @@ def kind_of(head: bytes) -> Kind | None:
     head
         Its first bytes, from `read_head`.
     """
-    if head[8:9] == b"{" and b"\0" in head[:8]:  # the length of a header, and the header, JSON
+    if is_safetensors(head):
         return "safetensors"
     if head.startswith(b"PK\x03\x04"):
         return "zip"

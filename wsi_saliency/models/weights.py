@@ -81,7 +81,7 @@ def read_weights(path: Path) -> Weights:
     path = path.expanduser()
     if not path.is_file():
         what = "is a folder, not a weights file" if path.is_dir() else "does not exist"
-        raise ModelError(f"{path} {what}; give a {', '.join(SUFFIXES)} file with --weights FILE")
+        raise ModelError(f"{path} {what}; weights are a {', '.join(SUFFIXES)} file")
     try:
         state, description = _read(path)
         sha256 = sha256_of(path)
@@ -99,7 +99,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Description]:
         return _read_safetensors(path)
     if kind is None:
         raise ModelError(
-            f"{path} is {what_is(head)}; --weights takes a safetensors file or a state dict of torch.save"
+            f"{path} is {what_is(head)}; weights are a safetensors file or a state dict of torch.save"
         )
     if path.suffix == ".safetensors":  # torch.load goes by the name
         raise ModelError(f"{path} is a PyTorch file and not a safetensors file; rename it to end in .pt")

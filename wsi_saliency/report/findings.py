@@ -95,9 +95,10 @@ def _cautions(evaluation: Evaluation) -> list[str]:
     probabilities = [row["probability"] for row in evaluation.patch_rows if "probability" in row]
     positive = sum(p > 0.5 for p in probabilities)
     if positive < len(probabilities) / 2:
+        few = f"only {positive}" if positive else "none"
         sentences.append(
-            f"On only {positive} of {len(probabilities)} patches does the classifier see the target "
-            "(probability over one half). On the others insertion and deletion say little; "
+            f"On {few} of {len(probabilities)} patches does the classifier "
+            "see the target (probability over one half). On the others insertion and deletion say little; "
             "--predicted-positive leaves them out."
         )
     if evaluation.facts.get("settings", {}).get("score_on") == "method":

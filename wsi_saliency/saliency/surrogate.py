@@ -69,7 +69,7 @@ def replaceable(model: nn.Module) -> dict[str, nn.Conv2d]:
     if not others:
         raise ModelError(
             "the model has no strided convolution behind its first, so there is nothing for a surrogate to "
-            "replace; use --method backward-hook"
+            "replace; use --method shift-average"
         )
     return others
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path  # noqa: TC003 - the command line reads the types
 from typing import ClassVar, Literal, get_args
 
+from wsi_saliency.errors import SettingsError
 from wsi_saliency.settings.option import Bounds, option, varied, whole
 from wsi_saliency.settings.parts import (
     ATTRIBUTIONS,
@@ -110,6 +111,14 @@ class AnnotationSettings(Settings):
         metavar="F",
         within=Bounds(0, open=True),
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.annotation_classes and self.annotations is None:
+            raise SettingsError(
+                f"annotation_classes (--annotation-class) is {', '.join(self.annotation_classes)}, and there "
+                "are no annotations; name them with --annotations"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

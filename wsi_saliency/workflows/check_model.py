@@ -53,12 +53,14 @@ def check_model(settings: ModelCheckSettings, sheet: Path | None = None) -> list
     ModelError
         If the classifier cannot be loaded, does not give logits, or lacks the class that is asked for.
     SettingsError, SlideError, OutputError
-        If there are no such patches, the slide cannot be read, or the sheet not be written.
+        If there are no such patches, the slide cannot be read, or the sheet not be written as PNG.
     """
     has_patches = settings.pictures is not None or settings.slide is not None
     if sheet is not None:
         if not has_patches:
             raise SettingsError(f"a sheet ({sheet}) needs patches; give --patches FOLDER or --slide SLIDE")
+        if sheet.suffix.lower() != ".png":
+            raise SettingsError(f"out (-o) is {sheet}; it has to end in .png")
         check_file(sheet)
     device = choose_device(settings.device)
     classifier = load_chosen(settings)

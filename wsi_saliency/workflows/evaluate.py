@@ -21,6 +21,7 @@ from wsi_saliency.evaluation.measured import Evaluation, Example, SanityStage, S
 from wsi_saliency.evaluation.sanity import cascade, parts_of
 from wsi_saliency.evaluation.stability import GridStability
 from wsi_saliency.files import check_folder, filling, locked, writing
+from wsi_saliency.heatmap.result import RUN_JSON
 from wsi_saliency.mapspec import PLAIN, MapSpec
 from wsi_saliency.report.outputs import INDEX_HTML, METRICS_JSON, write_report
 from wsi_saliency.report.plots import PICTURES
@@ -128,6 +129,8 @@ def _check_free(folder: Path, *, overwrite: bool) -> None:
     """Find out before the work whether a report may be written there."""
     check_folder(folder)
     with writing(folder):
+        if any(folder.glob(f"*/{RUN_JSON}")):  # whose page of all slides has the same name
+            raise OutputError(f"{folder}: holds results of wsi-saliency run; choose another folder with -o")
         if not overwrite and any((folder / name).exists() for name in (METRICS_JSON, INDEX_HTML)):
             raise OutputError(
                 f"{folder}: holds an evaluation already; --overwrite replaces it, -o names another folder"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import OutputError
-from wsi_saliency.files import check_folder, locked, replacing
+from wsi_saliency.files import check_folder, locked, replacing, writing
 from wsi_saliency.heatmap.qupath import write_project
 from wsi_saliency.heatmap.result import RUN_JSON, Result
 
@@ -43,7 +43,9 @@ def extend_project(project: Path, outs: Sequence[Path], *, tiles: bool = True) -
         If there is no result in one of the folders, or the project cannot be written.
     """
     given = [result for out in outs for result in find_results(out)]
-    check_folder(project)
+    check_folder(project, "-p")
+    with writing(project, option="-p"):
+        project.mkdir(parents=True, exist_ok=True)
     with locked(project / KNOWN, "file"):
         results = {result.home: result for result in [*_known(project), *given]}
         write_project(project, list(results.values()), tiles=tiles)

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import OutputError, SettingsError, SlideError
 from wsi_saliency.geometry import Region
-from wsi_saliency.heatmap.result import RUN_JSON, Result
+from wsi_saliency.heatmap.result import Result
 from wsi_saliency.report.figure import FORMATS, WIDTH_MM, View, width_at, write_figure
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.urls import located, name_of
 from wsi_saliency.workflows.progress import bar, download
+from wsi_saliency.workflows.project import find_results
 
 if TYPE_CHECKING:
     from wsi_saliency.geometry import Size
@@ -67,9 +68,7 @@ def render(
         raise SettingsError(f"out (-o) is {out}; it has to end in {', '.join(FORMATS)}")
     if width_mm is not None and scale is not None:
         raise SettingsError("width (--width) and scale (--scale) are both given; choose one")
-    result = Result.read(folder)
-    if result is None:
-        raise OutputError(f"{folder / RUN_JSON}: no complete result; make one with wsi-saliency run")
+    result = _result_in(folder)
     found, channel = _map_of(result, map_name), _channel_of(result, target)
     path = located(slide or result.record["slide"]["path"])
     if isinstance(path, Path) and not path.exists():
@@ -82,6 +81,14 @@ def render(
             width_mm = width_at(scale, box.w * opened.mpp.x, dpi, beside=beside)
         view = View(found, channel, box, width_mm or WIDTH_MM, dpi, beside)
         write_figure(out, result, opened, view)
+
+
+def _result_in(folder: Path) -> Result:
+    """Return the result that a folder is, and not those that it holds."""
+    if (result := Result.read(folder)) is not None:
+        return result
+    inside = find_results(folder)
+    raise OutputError(f"{folder}: is not the result of one slide; name one in it, such as {inside[0].folder}")
 
 
 def _check_slide(slide: Slide, result: Result) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from statistics import median
 from typing import TYPE_CHECKING
@@ -89,12 +90,17 @@ def precision_fact(
     equal = {n: f for n, f in formats.items() if min(f["logits"], f["maps"]) >= _EQUAL and f["speed"] > 1}
     best = max(equal, key=lambda name: equal[name]["speed"], default="fp32")
     told = [
-        f"{name}: logits r = {f['logits']:.5f}, maps r = {f['maps']:.5f}, {f['speed']:.2f} × as fast"
+        f"{name}: logits {_r(f['logits'])}, maps {_r(f['maps'])}, {f['speed']:.2f} × as fast"
         for name, f in formats.items()
     ]
     why = f"is faster and equal (r ≥ {_EQUAL})" if equal else "is recommended"
     value = {"recommended": best, "formats": formats, "patches": len(some)}
     return Fact("precision", f"on {len(some)} patches, {'; '.join(told)}; {best} {why}", value)
+
+
+def _r(correlation: float) -> str:
+    """Write a correlation; where all values are the same there is none."""
+    return "all the same" if math.isnan(correlation) else f"r = {correlation:.5f}"
 
 
 def _explainer(
