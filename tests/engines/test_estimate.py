@@ -36,6 +36,7 @@ def test_patches_are_those_of_the_run_and_time_and_size_those_of_its_results(job
     assert [estimate.failure for estimate in before] == [None, None, f"{jobs[2].slide}: the file is empty"]
     total = Total.of(before)
     assert (total.slides, total.kept, total.failed, total.seconds) == (3, 0, 1, None)
+    assert 5e6 < total.size < 8e6  # of two small slides, most of it is pictures
     result = explained(jobs[0].slide, out / "a")
     assert before[0].patches == before[1].patches == result.record["patches"]["tissue"] > 0
     assert before[0].cells == pytest.approx((values_of(result.folder) != 0).sum(), rel=0.8)

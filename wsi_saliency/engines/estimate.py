@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _REDUCTIONS = {"input": 1, "last": 32}  # of layers that are not named by their reduction
 _CELL_BYTES = 2 * 4 * 4 / 3  # float32, in two files, with a pyramid; what is empty takes no room
+_PICTURE_BYTES = 3_000_000  # of each map: its overview and its share of the page, however large the slide is
 _MEASURED = 20  # results whose time and size are looked at
 
 
@@ -48,8 +49,8 @@ class Estimate:
         Its complete result, if that would stay as it is.
     size
         How many bytes that takes, if it was looked at.
-    patches, cells
-        How many patches would be explained, and how many cells of all maps would have a value.
+    patches, maps, cells
+        How many patches would be explained, to how many maps, and how many cells of these would have a value.
     to_fetch
         Bytes that have to come from a URL first; patches are not known before they are here.
     failure
@@ -60,9 +61,15 @@ class Estimate:
     kept: Result | None = None
     size: int | None = None
     patches: int = 0
+    maps: int = 0
     cells: float = 0.0
     to_fetch: int | None = None
     failure: str | None = None
+
+    @property
+    def unmeasured_size(self) -> float:
+        """About how many bytes the result would take, where there is none to compare it with."""
+        return self.cells * _CELL_BYTES + self.maps * _PICTURE_BYTES
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ class Total:
             sum(estimate.failure is not None for estimate in estimates),
             patches,
             patches * a_patch[0] if a_patch else None,
-            patches * a_patch[1] if a_patch else sum(estimate.cells for estimate in estimates) * _CELL_BYTES,
+            patches * a_patch[1] if a_patch else sum(estimate.unmeasured_size for estimate in estimates),
             len(unseen),
             sum(unseen),
         )
@@ -163,7 +170,7 @@ def _estimate(job: Job, settings: RunSettings, patch: int, mpp: float, total_str
         wanted = int((tissue_shares(grid, tissue_mask(slide)) >= settings.tissue_threshold).sum())
     channels = max(1, len(settings.targets))
     cells = sum(wanted * channels * (grid.stride / r) ** 2 for r in reductions)
-    return Estimate(job, patches=wanted, cells=cells)
+    return Estimate(job, patches=wanted, maps=len(reductions), cells=cells)
 
 
 def _reduction(layer: str) -> int:
