@@ -8,6 +8,10 @@
   as there are batches, so that there is something to go on with in a short run.
 - *damaged*: a folder of slides with damage of each kind (`tests/helpers/mutations.py`) is one run. Each slide
   is complete, or failed with a reason that names what is wrong.
+- *tiles*: of slides of each kind, the compressed pixels of one tile are damaged (`damaged_tiles.py`). A slide
+  is refused by name, or read as the strictest other decoder reads it. JPEG and JPEG 2000 in TIFFs that
+  tifffile reads are also read where that one refuses, for imagecodecs keeps its warnings to itself: counted,
+  and lost only where pixels become white or black.
 - *odd*: slides of strange sizes and names, each with what has to come of it.
 - *full*: a file system that is too small, and the same command when it is larger; needs the right to mount.
 
@@ -40,7 +44,9 @@ import tifffile
 import torch
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from damaged_tiles import damaged_tiles  # noqa: E402
 
 from tests.helpers.mutations import kinds_for, mutated  # noqa: E402
 from tests.helpers.paths import REAL_SLIDES, SAMPLE  # noqa: E402
@@ -268,6 +274,15 @@ def batch_try(name: str, out: Path, ran: tuple[int, str, int]) -> Try:
     return found
 
 
+def tiles(here: Path, times: int, rng: random.Random) -> Iterator[Try]:
+    """Damage a tile of each kind of slide, so many times, and read the slide."""
+    for name, verdicts in damaged_tiles(here, tissue(448), times, rng):
+        found = Try(f"a damaged tile: {name}")
+        for came, lost in verdicts:
+            found.note(came, lost and f"{name}: {came}: {lost}")
+        yield found
+
+
 # -------------------------------------------------------------------------------------------- odd slides
 
 DONE = "done"
@@ -378,12 +393,20 @@ def full(here: Path, times: int, rng: random.Random) -> Iterator[Try]:
     yield found
 
 
-TRIES = {"kills": (kills, 20), "damaged": (damaged, 300), "odd": (odd, 1), "full": (full, 1)}
+TRIES = {
+    "kills": (kills, 20),
+    "damaged": (damaged, 300),
+    "tiles": (tiles, 100),
+    "odd": (odd, 1),
+    "full": (full, 1),
+}
 
 
 @click.command(help=__doc__)
 @click.option("--only", type=click.Choice(list(TRIES)), multiple=True, help="What to try; default: all.")
-@click.option("--times", type=int, help="How often, for kills and damaged; default: 20 and 300.")
+@click.option(
+    "--times", type=int, help="How often, for kills, damaged and each kind of tiles; default: 20, 300, 100."
+)
 @click.option("--seed", default=0, help="Of damage and moments.")
 def main(only: tuple[str, ...], times: int | None, seed: int) -> None:
     """Try faults, and print a table."""
