@@ -21,6 +21,8 @@ def remote(request, tmp_path):
 
 def test_files_are_what_was_written_whatever_they_are_called(remote, tmp_path):
     assert remote.read([STRANGE, "no"]) == [None, None]
+    remote.write(STRANGE, b"")
+    assert remote.read([STRANGE]) == [b""]
     remote.write(STRANGE, b"1")
     (tmp_path / "file").write_bytes(b"22")
     told = []
@@ -80,17 +82,17 @@ def test_what_may_pass_is_tried_again(failing, error):
     memory = Remote(located("memory://bucket"))
     failing(3, error)
     assert memory.read(["a"]) == [b"at last"]
-    tries = failing(9, error)
+    tries = failing(99, error)
     with pytest.raises(OutputError, match=r"^memory://bucket/a: cannot be read \("):
         memory.read(["a"])
-    assert len(tries) == 4
+    assert len(tries) == 4 * 2  # from 0 on, and as a whole
 
 
 def test_what_will_not_pass_is_not_tried_again(failing):
-    tries = failing(9, PermissionError())
+    tries = failing(99, PermissionError())
     with pytest.raises(OutputError, match="you may not; check the login"):
         Remote(located("memory://bucket")).read(["a"])
-    assert len(tries) == 1
+    assert len(tries) == 2
 
 
 def test_a_bucket_that_is_not_there_has_nothing_and_takes_nothing(s3_endpoint):

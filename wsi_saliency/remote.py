@@ -9,8 +9,11 @@ import asyncio
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import fsspec
+from fsspec.config import conf
 
 from wsi_saliency.errors import OutputError
 from wsi_saliency.urls import reaching, shown
@@ -22,7 +25,9 @@ if TYPE_CHECKING:
 
     from upath import UPath
 
-_AT_ONCE = 64  # files on their way; the store's own limit may be lower
+_AT_ONCE = 64  # files on their way
+_MORE_LINES = {"s3": {"config_kwargs": {"max_pool_connections": _AT_ONCE}}}
+"""Options of stores that otherwise have fewer lines open: S3 has ten."""
 _TRIES = 4
 _PAUSE = 0.5  # seconds before the second try, and twice as long before each further one
 _FINAL = (
@@ -57,9 +62,14 @@ class Remote:
     def __str__(self) -> str:
         return shown(self.place).rstrip("/")
 
-    @property
+    @cached_property
     def _store(self) -> Any:
-        return self.place.fs
+        """Return the store, the same for all threads."""
+        scheme, options = self.place.protocol, self.place.storage_options
+        more = _MORE_LINES.get(scheme, {})
+        if not more or set(more) & {*options, *conf.get(scheme, {})}:
+            return self.place.fs
+        return fsspec.filesystem(scheme, **options, **more)
 
     def _at(self, name: str) -> str:
         """Return what the store calls a file; names are joined as they are, whatever signs are in them."""
@@ -79,13 +89,14 @@ class Remote:
             If one is there, or may be, and cannot be read.
         """
         paths = [self._at(name) for name in names]
-        everything = [None] * len(paths)
 
         def read() -> list[bytes | None]:
-            found = self._store.cat_ranges(paths, everything, everything, on_error="return")
-            for error in found:
-                if isinstance(error, Exception) and not isinstance(error, FileNotFoundError):
-                    raise error
+            # S3 is asked once for a file of which all from 0 on is wanted, and twice for a whole one; but an
+            # empty file has no 0.
+            found = self._store.cat_ranges(paths, [0] * len(paths), [None] * len(paths), on_error="return")
+            for i, content in enumerate(found):
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
+                    found[i] = self._store.cat_file(paths[i])
             return [None if isinstance(content, Exception) else bytes(content) for content in found]
 
         with self._reaching("cannot be read", names):

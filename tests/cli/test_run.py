@@ -44,6 +44,15 @@ def test_a_url_that_leads_nowhere_is_wrong_usage(call, slide, tmp_path, url, wor
     assert left(tmp_path) == []
 
 
+@pytest.mark.parametrize("how", [["--engine", "ray"], ["--slide-timeout", "9"], ["other.svs"]])
+def test_memory_is_refused_where_other_processes_have_to_see_it(call, slide, how):
+    write_svs(slide.with_name("other.svs"), [PICTURE])
+    line = only_line(call("run", slide, *how, "-o", "memory://maps"))
+    assert line.startswith(
+        "memory://maps: other processes do not see memory:// URLs; give one slide, without"
+    )
+
+
 @pytest.mark.usefixtures("spots")
 def test_results_at_a_url_are_those_of_a_folder(call, slide, tmp_path):
     options = ["run", slide, "--device", "cpu", "--layer", "8", "--hotspots", "3"]

@@ -173,6 +173,13 @@ class UrlShelf:
             claim = self._claim(name)
             with claimed(claim, self.where(name), wait=wait) as still_ours:
                 yield still_ours
+        self._remove_empty(name)
+
+    def _remove_empty(self, name: Path) -> None:
+        """Remove the folders above a result that are left empty, by a run that was killed, too."""
+        with suppress(OSError):
+            for inside in name.parents:
+                (self.folder / inside).rmdir()
 
     def _turn(self, name: Path) -> Path:
         return self.folder / name.with_name(f"{name.name}.turn")
