@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.options import Command, examples, options, out_option
 from wsi_saliency.cli.terminal import echo_table, speak
-from wsi_saliency.cli.types import Output
 from wsi_saliency.settings import ModelCheckSettings
 
 if TYPE_CHECKING:
@@ -26,13 +25,7 @@ if TYPE_CHECKING:
     ),
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the same facts as one JSON object.")
-@click.option(
-    "-o",
-    "--out",
-    type=Output(),
-    metavar="FILE",
-    help="Write a picture of the patches by score, .png.",
-)
+@out_option("FILE", None, "Write a picture of the patches by score, .png.")
 @options(ModelCheckSettings, argument="model")
 def check_model(settings: ModelCheckSettings, as_json: bool, out: Path | None) -> None:
     """Say what a classifier is, and whether it can be trusted with maps.

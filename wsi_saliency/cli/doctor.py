@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from wsi_saliency.cli.options import Command, examples
+from wsi_saliency.cli.options import Command, examples, out_option
 from wsi_saliency.cli.terminal import SOME_FAILED, echo
-from wsi_saliency.cli.types import Output
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(
@@ -16,15 +18,7 @@ from wsi_saliency.cli.types import Output
     short_help="Say whether the program can work here.",
     epilog=examples("doctor", "doctor -o /data/maps"),
 )
-@click.option(
-    "-o",
-    "--out",
-    type=Output(),
-    default=Path("saliency"),
-    show_default=True,
-    metavar="FOLDER",
-    help="Where results would go.",
-)
+@out_option("FOLDER", "saliency", "Where results would go.")
 def doctor(out: Path) -> None:
     """Say whether the program can work here: OpenSlide, torch, GPU, memory, disk, cache; and what to do."""
     from wsi_saliency.workflows.doctor import examine

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.options import Command, examples, options, out_option, quiet_option, slides_argument
 from wsi_saliency.cli.terminal import echo, speak
-from wsi_saliency.cli.types import Output
 from wsi_saliency.settings import EvaluationSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(
@@ -20,18 +22,10 @@ from wsi_saliency.settings import EvaluationSettings
         "evaluate slides/ --predicted-positive --annotations annotations/ --sanity",
     ),
 )
-@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
-@click.option(
-    "-o",
-    "--out",
-    type=Output(),
-    default=Path("evaluation"),
-    show_default=True,
-    metavar="FOLDER",
-    help="Output folder; look at its index.html.",
-)
+@slides_argument
+@out_option("FOLDER", "evaluation", "Output folder; look at its index.html.")
 @click.option("--overwrite", is_flag=True, help="Replace an evaluation that is there.")
-@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@quiet_option
 @options(EvaluationSettings)
 def evaluate(
     slides: tuple[str, ...], out: Path, settings: EvaluationSettings, overwrite: bool, quiet: bool

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 import click
 
-from wsi_saliency.cli.types import Names, Number, Span
+from wsi_saliency.cli.types import Names, Number, Output, Span
 from wsi_saliency.errors import SettingsError
 from wsi_saliency.messages import printable
 from wsi_saliency.settings import options_of
@@ -59,6 +59,25 @@ def options(
         return with_settings
 
     return decorate
+
+
+slides_argument = click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
+quiet_option = click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+
+
+def out_option(
+    metavar: str, default: str | None, text: str, *, urls: bool = False
+) -> Callable[[_Callback], _Callback]:
+    """Give a command ``-o``, with its default and its help; ``urls`` as `Output` takes it."""
+    return click.option(
+        "-o",
+        "--out",
+        type=Output(urls=urls),
+        default=None if default is None else Path(default),
+        show_default=default is not None,
+        metavar=metavar,
+        help=text,
+    )
 
 
 def _together(kind: type[Settings], chosen: dict[str, Any]) -> Settings:

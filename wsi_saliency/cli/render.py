@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
-from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.options import Command, examples, options, out_option
 from wsi_saliency.cli.terminal import echo, speak
-from wsi_saliency.cli.types import Box, Number, Output
+from wsi_saliency.cli.types import Box, Number
 from wsi_saliency.settings import Bounds, CacheSettings, whole
 
 
@@ -23,15 +23,7 @@ from wsi_saliency.settings import Bounds, CacheSettings, whole
     ),
 )
 @click.argument("folder", metavar="RESULT", type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--out",
-    type=Output(),
-    default=Path("figure.pdf"),
-    show_default=True,
-    metavar="FILE",
-    help="File to write: .pdf, .svg or .png.",
-)
+@out_option("FILE", "figure.pdf", "File to write: .pdf, .svg or .png.")
 @click.option(
     "--region",
     type=Box(),

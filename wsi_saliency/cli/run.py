@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.options import Command, examples, options, out_option, quiet_option, slides_argument
 from wsi_saliency.cli.terminal import SOME_FAILED, echo, echo_table, interrupted, speak
-from wsi_saliency.cli.types import Output
 from wsi_saliency.messages import bytes_in_words, duration_in_words
 from wsi_saliency.settings import BatchSettings, RunSettings
 
@@ -36,21 +34,18 @@ log = logging.getLogger(__name__)
         "run slide.tif --mpp 0.5 --model timm:resnet18 --weights weights.safetensors",
     ),
 )
-@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
-@click.option(
-    "-o",
-    "--out",
-    type=Output(urls=True),
-    default=Path("saliency"),
-    show_default=True,
-    metavar="FOLDER|URL",
-    help="Output folder, or a URL such as s3://bucket/maps; each slide gets a folder of its own in it.",
+@slides_argument
+@out_option(
+    "FOLDER|URL",
+    "saliency",
+    "Output folder, or a URL such as s3://bucket/maps; each slide gets a folder of its own in it.",
+    urls=True,
 )
 @click.option("--overwrite", is_flag=True, help="Replace complete results; otherwise they are kept.")
 @click.option(
     "--dry-run", is_flag=True, help="Only say what would be done, and about how long and how large it is."
 )
-@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@quiet_option
 @click.option("-v", "--verbose", is_flag=True, help="Say more, with tracebacks.")
 @options(RunSettings)
 @options(BatchSettings, name="batch_settings")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from wsi_saliency.cli.options import Command, examples, options
+from wsi_saliency.cli.options import Command, examples, options, out_option, quiet_option, slides_argument
 from wsi_saliency.cli.terminal import echo_table, interrupted, speak
-from wsi_saliency.cli.types import Output
 from wsi_saliency.settings import TrainingSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(
@@ -21,17 +23,13 @@ from wsi_saliency.settings import TrainingSettings
         "train-surrogate slide.svs --model timm:resnet18 --weights weights.safetensors",
     ),
 )
-@click.argument("slides", nargs=-1, required=True, metavar="SLIDE...")
-@click.option(
-    "-o",
-    "--out",
-    type=Output(),
-    default=Path("surrogate.safetensors"),
-    show_default=True,
-    metavar="FILE",
-    help="File to write. FILE.checkpoint beside it lets an interrupted training continue.",
+@slides_argument
+@out_option(
+    "FILE",
+    "surrogate.safetensors",
+    "File to write. FILE.checkpoint beside it lets an interrupted training continue.",
 )
-@click.option("--quiet", is_flag=True, help="Say nothing but errors.")
+@quiet_option
 @options(TrainingSettings)
 def train_surrogate(slides: tuple[str, ...], out: Path, settings: TrainingSettings, quiet: bool) -> None:
     """Train the surrogate of a classifier, for run --method surrogate, on tissue of SLIDEs.
