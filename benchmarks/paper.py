@@ -180,7 +180,8 @@ class Claim:
     @property
     def verdict(self) -> str:
         """``confirmed`` if all measures say so; ``not confirmed`` if one says the contrary."""
-        words = [verdict(d, self.higher_is_better[name]) for name, d in self.differences.items()]
+        better = self.higher_is_better
+        words = [verdict(d, higher_is_better=better[name]) for name, d in self.differences.items()]
         if "worse" in words:
             return "not confirmed: they disagree" if "better" in words else "not confirmed"
         return "confirmed" if set(words) == {"better"} else "undecided"

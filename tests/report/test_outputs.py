@@ -90,7 +90,7 @@ def test_differences_are_paired_with_the_rivals_of_the_same_layer(
         for metric, higher in (("insertion", True), ("deletion", False), ("faithfulness", True)):
             expected = paired(getattr(own, metric), getattr(by_kind[kind], metric))
             written = found["against"][name][metric]
-            assert written == {**vars(expected), "verdict": verdict(expected, higher)}
+            assert written == {**vars(expected), "verdict": verdict(expected, higher_is_better=higher)}
     assert found["against"]["none"]["total_variation"]["verdict"] == "better"
     assert found["against"]["none"]["phase_stability"]["verdict"] == "better"
     assert "total_variation" not in found["against"]["blurred-none"]

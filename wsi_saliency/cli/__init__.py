@@ -49,7 +49,7 @@ class _Commands(click.Group):
                 raise interrupted(e, kept or "nothing unfinished was left behind") from None
 
 
-def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:
+def _show_version(ctx: click.Context, _: click.Parameter, asked: bool) -> None:  # noqa: FBT001 - click calls it
     if asked:
         from wsi_saliency.workflows.doctor import installed, version_lines
 

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--json", "as_json", is_flag=True, help="Print the same facts as one JSON object.")
 @out_option("FILE", None, "Write a picture of the patches by score, .png.")
 @options(ModelCheckSettings, argument="model")
-def check_model(settings: ModelCheckSettings, as_json: bool, out: Path | None) -> None:
+def check_model(settings: ModelCheckSettings, out: Path | None, *, as_json: bool) -> None:
     """Say what a classifier is, and whether it can be trusted with maps.
 
     Architecture, input, mpp, classes, what it answers to patches of one colour, its layers, its hash; on

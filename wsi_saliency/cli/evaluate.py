@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @quiet_option
 @options(EvaluationSettings)
 def evaluate(
-    slides: tuple[str, ...], out: Path, settings: EvaluationSettings, overwrite: bool, quiet: bool
+    slides: tuple[str, ...], out: Path, settings: EvaluationSettings, *, overwrite: bool, quiet: bool
 ) -> None:
     """Say which maps of SLIDEs explain the classifier: faithful, smooth, stable, in the right place.
 

@@ -31,7 +31,7 @@ from wsi_saliency.cli.types import Output
     show_default=True,
     help="Put the patches with their measurements into the project; hotspots are, where there are any.",
 )
-def qupath(outs: tuple[Path, ...], project: Path, tiles: bool) -> None:
+def qupath(outs: tuple[Path, ...], project: Path, *, tiles: bool) -> None:
     """Put the slides of results (folders that run has written) into a QuPath project, with their maps.
 
     This writes two scripts into the project's folder. QuPath itself does the rest, because only QuPath can

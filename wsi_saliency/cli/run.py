@@ -54,6 +54,7 @@ def run(
     out: Location,
     settings: RunSettings,
     batch_settings: BatchSettings,
+    *,
     overwrite: bool,
     dry_run: bool,
     quiet: bool,
@@ -79,7 +80,8 @@ def run(
     try:
         failures, done = _explain(jobs, shelf, settings, batch_settings, overwrite=overwrite, quiet=quiet)
     except KeyboardInterrupt as e:
-        raise interrupted(e, _left(shelf.half_done(job.name for job in jobs), overwrite)) from None
+        half = shelf.half_done(job.name for job in jobs)
+        raise interrupted(e, _left(half, overwrite=overwrite)) from None
     if failures:
         _report(failures, len(jobs), done)
         raise click.exceptions.Exit(SOME_FAILED)
@@ -103,7 +105,7 @@ def _explain(
     return failures, done
 
 
-def _left(half: int, overwrite: bool) -> str:
+def _left(half: int, *, overwrite: bool) -> str:
     """Say what an interrupted run has left."""
     if not half:
         return "nothing unfinished was left behind"

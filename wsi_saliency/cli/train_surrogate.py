@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 )
 @quiet_option
 @options(TrainingSettings)
-def train_surrogate(slides: tuple[str, ...], out: Path, settings: TrainingSettings, quiet: bool) -> None:
+def train_surrogate(slides: tuple[str, ...], out: Path, settings: TrainingSettings, *, quiet: bool) -> None:
     """Train the surrogate of a classifier, for run --method surrogate, on tissue of SLIDEs.
 
     Each strided convolution but the first gets a stand-in that learns its answers and looks at all pixels

@@ -35,7 +35,7 @@ from wsi_saliency.urls import located
     "--open/--no-open", "opens", default=True, show_default=True, help="Open the page in a browser."
 )
 @options(CacheSettings, name="cache")
-def view(out: Path, slide: str | None, port: int, opens: bool, cache: CacheSettings) -> None:
+def view(out: Path, slide: str | None, port: int, cache: CacheSettings, *, opens: bool) -> None:
     """Look at results (OUT: a folder that run has written) in a browser, each map over its slide.
 
     The page is served by this program, to this machine only, until Ctrl-C. Nothing is written, and nothing is

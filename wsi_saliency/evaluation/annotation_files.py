@@ -117,7 +117,7 @@ class _Drawn:
     cut_outs: list[Polygon] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
-    def add(self, rings: Any, name: str | None, cut_out: bool = False) -> None:
+    def add(self, rings: Any, name: str | None, *, cut_out: bool = False) -> None:
         """Add an area, less rings without extent; without an outline it is skipped."""
         outline, *holes = [_ring(ring) for ring in _listed(rings)] or [None]
         if outline is None:
@@ -249,7 +249,7 @@ def _asap(root: ElementTree.Element) -> _Drawn:
     for annotation in areas:
         group = annotation.get("PartOfGroup", "None")
         cut_out = not groups.isdisjoint(_ASAP_CUT_OUTS.get(folded(group), ()))
-        drawn.add([_asap_vertices(annotation)], _asap_class(annotation), cut_out)
+        drawn.add([_asap_vertices(annotation)], _asap_class(annotation), cut_out=cut_out)
     return drawn
 
 

@@ -153,9 +153,9 @@ class Annotations:
         xs, ys = Placement(x0, y0, fx, fy).centre(np.arange(width), np.arange(height))
         mask = np.zeros((height, width), np.bool_)
         for polygon in self.polygons:
-            _fill(mask, polygon, xs, ys, True)
+            _fill(mask, polygon, xs, ys, value=True)
         for polygon in self.cut_outs:
-            _fill(mask, polygon, xs, ys, False)
+            _fill(mask, polygon, xs, ys, value=False)
         return mask
 
 
@@ -164,7 +164,7 @@ def folded(name: str) -> str:
     return name.strip().casefold()
 
 
-def _fill(mask: _Mask, polygon: Polygon, xs: _Floats, ys: _Floats, value: bool) -> None:
+def _fill(mask: _Mask, polygon: Polygon, xs: _Floats, ys: _Floats, *, value: bool) -> None:
     """Set the cells whose centres ``xs`` × ``ys`` lie in the polygon, within its bounding box."""
     outline = polygon.rings[0]
     left, right = np.searchsorted(xs, [outline[:, 0].min(), outline[:, 0].max()]).tolist()

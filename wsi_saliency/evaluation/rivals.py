@@ -117,4 +117,4 @@ def _rivals(kind: MapKind) -> dict[Rival, MapKind]:
 
 def _difference(scored: KindScores, rival: KindScores, metric: Metric, seed: int) -> Difference:
     found = paired(values(scored, metric), values(rival, metric), seed)
-    return Difference(found, verdict(found, HIGHER_IS_BETTER[metric]))
+    return Difference(found, verdict(found, higher_is_better=HIGHER_IS_BETTER[metric]))

@@ -80,7 +80,7 @@ def mean_of_known(values: Floats) -> Floats:
     return means
 
 
-def verdict(difference: Summary, higher_is_better: bool) -> Verdict:
+def verdict(difference: Summary, *, higher_is_better: bool) -> Verdict:
     """Say whether the interval of a difference excludes 0, and on which side; undecided for few patches."""
     if difference.n < FEWEST or not (difference.low > 0 or difference.high < 0):
         return "undecided"

@@ -170,7 +170,7 @@ def _lay_over(
     values = map_on_thumbnail(heatmap, Size(tissue.width, tissue.height))
     if not found.signed:
         values = np.abs(values)
-    scale = colour_scale(values, found.signed, value_range)
+    scale = colour_scale(values, value_range, signed=found.signed)
     colours = Image.fromarray(scale(values))
     tissue.paste(colours, mask=colours)
     return scale

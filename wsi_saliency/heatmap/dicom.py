@@ -170,7 +170,7 @@ def _parametric_map(result: Result, slide: DicomSlide, channel: _Channel) -> Any
     if not made.get("SpecimenDescriptionSequence"):  # which would say what part of the body it is of
         made.Laterality = slide.facts.get("Laterality", "")
     tiff = result.folder / result.files(channel.found.spec).ome_tiff
-    _settle(made, datetime.fromtimestamp(tiff.stat().st_mtime), bool(slide.instances))
+    _settle(made, datetime.fromtimestamp(tiff.stat().st_mtime), of_files=bool(slide.instances))
     return made
 
 
@@ -248,7 +248,7 @@ def _instance_uid(slide: DicomSlide, placement: Placement, channel: _Channel) ->
     )
 
 
-def _settle(made: Any, written: datetime, of_files: bool) -> None:
+def _settle(made: Any, written: datetime, *, of_files: bool) -> None:
     """Put what would be new each time, or refers to what is in no file, into its final form."""
     from wsi_saliency.heatmap.dicom_slide import stable_uid
 

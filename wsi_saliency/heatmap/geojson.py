@@ -131,7 +131,7 @@ class Classes:
     With softmax that is the most probable class; without, the most probable of those above one half, or none.
     """
 
-    def __init__(self, names: Sequence[str], colours: Sequence[Colour], exclusive: bool) -> None:
+    def __init__(self, names: Sequence[str], colours: Sequence[Colour], *, exclusive: bool) -> None:
         self._found = [
             {"name": storable(name) or f"class {number}", "color": list(colour)}
             for number, (name, colour) in enumerate(zip(names, colours, strict=True))
@@ -145,7 +145,7 @@ class Classes:
         model, target = result.record["model"], result.record["targets"][0]["index"]
         others = iter(_COLOURS * (len(model["classes"]) // len(_COLOURS) + 1))
         colours = [_TARGET_COLOUR if k == target else next(others) for k in range(len(model["classes"]))]
-        return cls(model["classes"], colours, model["output"] == "softmax")
+        return cls(model["classes"], colours, exclusive=model["output"] == "softmax")
 
     def __call__(self, row: Mapping[str, str]) -> dict[str, Any] | None:
         """Return the class of a patch as QuPath wants it: a name and a colour."""

@@ -157,7 +157,7 @@ def write_overview(
     dark = value_range is None and predictions is not None and predictions.all_negative
     if dark:
         values = np.zeros_like(values)
-    scale = colour_scale(values, signed, value_range)
+    scale = colour_scale(values, value_range, signed=signed)
     picture = Image.new("RGB", (layout.size.w, layout.size.h), "white")
     _draw_panels(picture, layout, Image.fromarray(thumbnail), Image.fromarray(scale(values)))
     slide_um = heatmap.info.slide_size.w * heatmap.info.slide_mpp.x
@@ -252,7 +252,7 @@ def is_signed(window: Window) -> bool:
 
 
 def colour_scale(
-    values: NDArray[np.float32], signed: bool | None, value_range: tuple[float, float] | None
+    values: NDArray[np.float32], value_range: tuple[float, float] | None, *, signed: bool | None
 ) -> ColourScale:
     """Choose the colours of what is shown; the parameters are those of `write_overview`."""
     window = window_of(values, 0.0, 0.0)

@@ -74,7 +74,7 @@ def write_project(folder: Path, results: Sequence[Result], *, tiles: bool = True
         (folder / PROJECT_OVERLAY).parent.mkdir(parents=True, exist_ok=True)
     facts = {
         "project": str(folder.resolve()),
-        "slides": [_slide(result) | {"objects": _objects(result, tiles)} for result in results],
+        "slides": [_slide(result) | {"objects": _objects(result, tiles=tiles)} for result in results],
     }
     texts = {PROJECT_OVERLAY: overlay_script(results), OPEN_ALL: _script("open_all.groovy", facts)}
     for name, text in texts.items():
@@ -121,7 +121,7 @@ def _slide(result: Result) -> dict[str, Any]:
     return {"name": slide["name"], "path": slide["path"], **slide["size"], "bounds": bounds}
 
 
-def _objects(result: Result, tiles: bool) -> list[str]:
+def _objects(result: Result, *, tiles: bool) -> list[str]:
     """Return the files of objects that there are."""
     wanted = [HOTSPOTS, TILES_GEOJSON] if tiles else [HOTSPOTS]
     return [str(result.home / name) for name in wanted if (result.folder / name).is_file()]

@@ -121,7 +121,7 @@ def _as_good(compared: list[ScoreCard], best: ScoreCard, metric: Metric, evaluat
     seed, up = bootstrap_seed(evaluation), HIGHER_IS_BETTER[metric]
     others = [c.kind for c in compared if c is not best]
     differences = [paired(of_kind[kind], of_kind[best.kind], seed) for kind in others]
-    tied = [k for k, d in zip(others, differences, strict=True) if verdict(d, up) != "worse"]
+    tied = [k for k, d in zip(others, differences, strict=True) if verdict(d, higher_is_better=up) != "worse"]
     if not others:
         return []
     if not tied:

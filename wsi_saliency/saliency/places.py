@@ -185,7 +185,8 @@ def _after(func: Any, args: tuple[Any, ...], inputs: list[tuple[Tensor, Places]]
     if agreeing:
         return _mean(agreeing)
     largest = max((p for _, p in inputs), key=lambda p: p.extent)
-    return largest if name in _MOVED and name not in _VIEWS else _resampled(largest, output, name in _VIEWS)
+    is_view = name in _VIEWS
+    return largest if name in _MOVED and not is_view else _resampled(largest, output, is_view=is_view)
 
 
 def _channels_first(tensor: Tensor, places: Places) -> Places | None:
@@ -194,7 +195,7 @@ def _channels_first(tensor: Tensor, places: Places) -> Places | None:
     return replace(places, layout=layout) if layout.fits(tensor.shape) else None
 
 
-def _resampled(places: Places, output: Tensor, is_view: bool) -> Places:
+def _resampled(places: Places, output: Tensor, *, is_view: bool) -> Places:
     """Places after an operation that is not known, if its output has rows and columns; else as before."""
     axes = places.layout.axes
     if len(axes) < 2 or output.ndim != 4 or 0 in axes or max(axes) > 3 or output.shape[0] != 1:

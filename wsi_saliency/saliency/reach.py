@@ -76,7 +76,10 @@ class Reach:
             by_effect.pop("smooths", None)
             for effect, alike in by_effect.items():
                 found[effect, bool(layer.strided_behind), tuple(alike)].append(layer.name)
-        return [_notice(*key, at) + self._help(key[2], at) for key, at in found.items()]
+        return [
+            _notice(effect, alike, at, any_behind=behind) + self._help(alike, at)
+            for (effect, behind, alike), at in found.items()
+        ]
 
     def _help(self, methods: Sequence[Method], layers: Sequence[str]) -> str:
         """Name what smooths where these methods do not, if anything does."""
@@ -88,7 +91,7 @@ class Reach:
         return f"; what helps: {_listed(ways, 'or')}" if ways else ""
 
 
-def _notice(effect: Effect, any_behind: bool, methods: Sequence[Method], layers: Sequence[str]) -> str:
+def _notice(effect: Effect, methods: Sequence[Method], layers: Sequence[str], *, any_behind: bool) -> str:
     who, one = _listed(methods), len(methods) == 1
     such = f" that {who} {'acts' if one else 'act'} on" if any_behind else ""
     where = f"{'layer' if len(layers) == 1 else 'layers'} {_listed(layers)}"

@@ -166,7 +166,7 @@ def _root(t: Tensor) -> Tensor:
     return t.clamp_min(torch.finfo(t.dtype).tiny).sqrt()  # without an infinite slope at 0
 
 
-def norm(x: Tensor, x0: Tensor, dim: tuple[int, ...] | int | None = None, keepdim: bool = False) -> Tensor:
+def norm(x: Tensor, x0: Tensor, dim: tuple[int, ...] | int | None = None, keepdim: bool = False) -> Tensor:  # noqa: FBT001 - as torch calls it
     """Return the Euclidean norm over some axes: the root of a sum of squares."""
     of_squares, of_squares0 = elementwise(torch.square, x, x0, x0.square()), x0.square()
     total, total0 = (t.sum(dim, keepdim=keepdim) for t in (of_squares, of_squares0))

@@ -52,8 +52,8 @@ _ADVICE: Mapping[Sort, str] = {
 def open_slide(
     path: Location | str,
     mpp: float | None = None,
-    mpp_required: bool = True,
     *,
+    mpp_required: bool = True,
     cache: CacheSettings | None = None,
     watch: Watch | None = None,
 ) -> Slide:

@@ -95,7 +95,7 @@ class _Piece:
 
 
 def resample(
-    read: ReadLevel, x: Axis, y: Axis, cell: int = CELL, anchored: bool = False
+    read: ReadLevel, x: Axis, y: Axis, cell: int = CELL, *, anchored: bool = False
 ) -> NDArray[np.uint8]:
     """Resample level pixels with an antialiased bilinear filter; copy them where the axes are aligned.
 

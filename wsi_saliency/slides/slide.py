@@ -210,8 +210,9 @@ class Slide:
         y = Axis(region.y / level.downsample_y, region.h / level.downsample_y / out.h, out.h)
         anchor = self._reader.anchor(number)
         try:
+            anchored = anchor is not None
             return resample(
-                lambda *box: _padded(level.size, inside, *box), x, y, anchor or CELL, anchor is not None
+                lambda *box: _padded(level.size, inside, *box), x, y, anchor or CELL, anchored=anchored
             )
         except SlideError as error:
             raise self._unreadable(region, error) from error

@@ -266,7 +266,7 @@ def _cleaned(tissue: _Mask, pixel_um2: float) -> _Mask:
     return np.asarray(without_specks | _small(~without_specks, _HOLE_UM2 / pixel_um2, inside=True))
 
 
-def _small(mask: _Mask, pixels: float, inside: bool = False) -> _Mask:
+def _small(mask: _Mask, pixels: float, *, inside: bool = False) -> _Mask:
     """Keep only connected parts with fewer than ``pixels`` pixels, if wanted only off the picture's edge."""
     labels, _ = ndimage.label(mask)
     small = np.bincount(labels.ravel()) < pixels

@@ -45,7 +45,7 @@ def download(progress: Progress, name: str) -> Callable[[int], AbstractContextMa
     return lambda count: progress(f"{name}: download", count, BYTE)
 
 
-def shown_by(progress: bool | Progress) -> Progress:
+def shown_by(progress: bool | Progress) -> Progress:  # noqa: FBT001 - as the API takes it
     """Return how progress is shown: True is a bar, False nothing."""
     if isinstance(progress, bool):
         return bar if progress else silence

@@ -77,11 +77,11 @@ def _series(data: bytes) -> str | None:
     return (_text(data, found) or None) if found.tag == _SERIES else None
 
 
-def _elements(data: bytes, place: int, typed: bool = True) -> Iterator[_Element]:
+def _elements(data: bytes, place: int, *, typed: bool = True) -> Iterator[_Element]:
     """Yield the elements from a place on, without those inside others."""
     depth = 0
     while True:
-        element = _element(data, place, typed)
+        element = _element(data, place, typed=typed)
         if depth == 0:
             yield element
         group, number = element.tag
@@ -94,7 +94,7 @@ def _elements(data: bytes, place: int, typed: bool = True) -> Iterator[_Element]
             place += element.length
 
 
-def _element(data: bytes, place: int, typed: bool) -> _Element:
+def _element(data: bytes, place: int, *, typed: bool) -> _Element:
     group, number = struct.unpack_from("<HH", data, place)
     if not typed or group == _MARKS:
         layout, start = "<4xI", place + 8

@@ -102,7 +102,7 @@ class StoredTiles:
         Tiles not compressed that hold `_BLANK`, as far as tiles have been read.
     """
 
-    def __init__(self, file: SlideFile, page: tifffile.TiffPage, checksums: bool = False) -> None:
+    def __init__(self, file: SlideFile, page: tifffile.TiffPage, *, checksums: bool = False) -> None:
         self._file, self._checksums = file, checksums
         self._size = page.imagewidth, page.imagelength
         self._compression = int(page.compression)
@@ -192,7 +192,7 @@ class StoredTiles:
         return data
 
 
-def empty_tiles(levels: Sequence[StoredTiles | None], filled: bool = False) -> tuple[str, ...]:
+def empty_tiles(levels: Sequence[StoredTiles | None], *, filled: bool = False) -> tuple[str, ...]:
     """Say how many tiles have no data, a line for a slide's warnings; nothing if all have.
 
     ``filled`` says that the reader fills them from the next finer level, where there is one.

@@ -219,11 +219,11 @@ def _rgb_converter(page: tifffile.TiffPage) -> Callable[[NDArray[np.uint8]], NDA
         return lambda grey: np.repeat(grey, 3, axis=2)
     if page.samplesperpixel == 4:
         premultiplied = _ASSOCIATED_ALPHA in page.extrasamples
-        return lambda rgba: _on_white(rgba, premultiplied)
+        return lambda rgba: _on_white(rgba, premultiplied=premultiplied)
     return lambda rgb: rgb
 
 
-def _on_white(rgba: NDArray[np.uint8], premultiplied: bool) -> NDArray[np.uint8]:
+def _on_white(rgba: NDArray[np.uint8], *, premultiplied: bool) -> NDArray[np.uint8]:
     """Composite (h, w, 4) over white."""
     alpha = rgba[..., 3:].astype(np.float32) / 255
     colour = rgba[..., :3] * (1 if premultiplied else alpha)

@@ -48,7 +48,7 @@ def level_pages(tiff: tifffile.TiffFile) -> list[tifffile.TiffPage]:
     if _area(base) == 0:
         raise SlideError("the picture has no pixels; the file is damaged")
     subifds = pages_of(base.pages or ())
-    smaller = [page for page in subifds or tops if _is_level_of(base, page, bool(subifds))]
+    smaller = [page for page in subifds or tops if _is_level_of(base, page, subifd=bool(subifds))]
     return [base, *sorted(smaller, key=_area, reverse=True)]
 
 
@@ -67,7 +67,7 @@ def _area(page: tifffile.TiffPage) -> int:
     return int(page.imagewidth * page.imagelength)
 
 
-def _is_level_of(base: tifffile.TiffPage, page: tifffile.TiffPage, subifd: bool) -> bool:
+def _is_level_of(base: tifffile.TiffPage, page: tifffile.TiffPage, *, subifd: bool) -> bool:
     """Whether a page is a smaller version of another: same kind of pixels, same shape up to rounding."""
     shrunk_x, shrunk_y = page.imagewidth / base.imagewidth, page.imagelength / base.imagelength
     same_shape = abs(shrunk_x - shrunk_y) <= 1 / base.imagewidth + 1 / base.imagelength
