@@ -15,7 +15,13 @@ from click.testing import CliRunner
 from wsi_saliency import interruption
 from wsi_saliency.cli import cli
 from wsi_saliency.errors import OutputError
-from wsi_saliency.interruption import Interruption, interruptible, reraise_interruption, undisturbed
+from wsi_saliency.interruption import (
+    Interruption,
+    interruptible,
+    reraise_interruption,
+    tidying,
+    undisturbed,
+)
 from wsi_saliency.workflows import doctor
 from wsi_saliency.workflows.batch import _attempt
 from wsi_saliency.workflows.jobs import Job
@@ -118,6 +124,25 @@ def test_another_thread_is_left_alone():
     thread.start()
     thread.join()
     assert done == [signal.getsignal(signal.SIGTERM)]
+
+
+def test_what_threads_would_tidy_up_is_tidied_up_where_the_block_ends():
+    """The process may end before they do."""
+    begun, over, steps = threading.Event(), threading.Event(), []
+
+    def work():
+        with tidying(lambda: steps.append(threading.current_thread().name)):
+            begun.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=work, name="work")
+    with interruptible():
+        thread.start()
+        begun.wait(60)
+    assert steps == ["MainThread"]
+    over.set()
+    thread.join()
+    assert steps == ["MainThread", "work"]
 
 
 def test_a_terminal_that_goes_away_does_not_spoil_the_tidying_up(tmp_path):

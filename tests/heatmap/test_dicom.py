@@ -47,6 +47,13 @@ def written(result: Result) -> list[pydicom.Dataset]:
     return [pydicom.dcmread(result.folder / name) for name in made]
 
 
+def test_a_slide_from_a_url_is_read_where_it_was_brought(tmp_path: Path) -> None:
+    first = slides.write_slide(tmp_path / "s")
+    result = replace(of_slide(tmp_path / "r", first, path="s3://bucket/s/1.dcm"), slide_file=first)
+    (made,) = written(result)
+    assert made.FrameOfReferenceUID == slides.FRAME
+
+
 def frames_of(dataset: pydicom.Dataset) -> np.ndarray:
     """All frames, (n, rows, columns), from the bytes of the file."""
     stored = np.frombuffer(dataset.FloatPixelData, "<f4")

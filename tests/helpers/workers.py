@@ -18,8 +18,10 @@ from pathlib import Path
 
 from wsi_saliency.engines import worker
 from wsi_saliency.engines.messages import Advanced, Begun, Loaded, Loading
-from wsi_saliency.errors import ModelError
+from wsi_saliency.errors import ModelError, SlideError
 from wsi_saliency.files import growing, locked
+from wsi_saliency.slides.opening import open_slide
+from wsi_saliency.workflows.ahead import LookAhead
 from wsi_saliency.workflows.jobs import Job, Outcome
 
 log = logging.getLogger("wsi_saliency.tests")
@@ -64,6 +66,25 @@ def content(order, send):
     """Return staged work of which all comes well."""
     work = staged(order, send)
     return lambda job: replace(work(job), failure=None)
+
+
+def opening(order, send):
+    """Return work that opens slides, files and URLs, and says how large they are; it looks ahead, too."""
+    send(Loading())
+    send(Loaded(1))
+
+    def work(job):
+        try:
+            with open_slide(job.slide, cache=order.settings) as slide:
+                return Outcome(job, failure=f"{slide.shown}: {slide.source.size} bytes")
+        except SlideError as error:
+            return Outcome(job, failure=str(error))
+
+    def look_ahead(job, done):
+        LookAhead(job, order.settings, None, done)
+
+    work.look_ahead = look_ahead
+    return work
 
 
 def watchful(order, send):

@@ -10,7 +10,7 @@ from tests.helpers.dicom import of_series
 from wsi_saliency.errors import SlideError
 from wsi_saliency.slides import store
 from wsi_saliency.urls import located
-from wsi_saliency.workflows import lists
+from wsi_saliency.workflows import listings, lists
 from wsi_saliency.workflows.discovery import find_paths, find_slides
 
 NAMES = (
@@ -141,6 +141,18 @@ def test_a_list_at_a_url_names_what_lies_beside_it(root, tmp_path):
         "/local/f.svs": "f",
     }
     assert len(find_paths([f"{root}/s/list.csv"])) == 3
+
+
+def test_of_many_slides_of_a_list_the_folder_is_listed_once(bucket, tmp_path, monkeypatch):
+    names = [f"{bucket}/s/{i}.svs" for i in range(12)]
+    for name in names[:-1]:
+        located(name).write_bytes(b"pixels")
+    (tmp_path / "list.csv").write_text("\n".join(["path", *names, f"{bucket}/other/a.svs"]))
+    asked, questions = listings.asked, []
+    monkeypatch.setattr(listings, "asked", lambda *what, **how: questions.append(what) or asked(*what, **how))
+    jobs = find_slides([tmp_path / "list.csv"])
+    assert [job.facts and job.facts.size for job in jobs] == [6] * 11 + [None] * 2
+    assert len(questions) == 1
 
 
 def test_a_list_that_cannot_be_read_is_one_line(bucket, monkeypatch):

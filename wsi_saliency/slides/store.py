@@ -16,7 +16,7 @@ from wsi_saliency.slides.readers.dicom import DICOM_SUFFIXES, HEAD, series_in
 from wsi_saliency.urls import is_final, name_of, reaching, shown
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from upath import UPath
 
@@ -29,6 +29,7 @@ WAITS = (1.0, 4.0, 12.0)
 
 _BLOCK = 16 * 2**20  # bytes asked for at a time: what is lost when the network fails
 _ANSWER = 90.0  # seconds
+_SHORT = 2**14  # bytes
 _INDEX = 2**20  # bytes of an index of Hamamatsu's; they have a few kB
 _VERSIONS = ("etag", "content-md5", "md5hash", "lastmodified", "last-modified", "last_modified", "updated")
 _VERSIONS_OF_OTHERS = ("mtime", "created")
@@ -125,7 +126,7 @@ def _companions(place: UPath, first: Part) -> list[Part]:
     if suffix in DICOM_SUFFIXES:
         return _of_series(place, first)
     if suffix in (".vms", ".vmu"):
-        index = read_heads(place, [first.path], _INDEX)[0].decode("latin-1")
+        index = _read_heads(place, [first.path], _INDEX)[0].decode("latin-1")
         named = {line.partition("=")[2].strip() for line in index.splitlines()}
         return [part for part in _files_beside(place) if part.name.name in named]
     return []
@@ -135,7 +136,7 @@ def _of_series(place: UPath, first: Part) -> list[Part]:
     files = [part for part in _files_beside(place) if part.name.suffix.lower() in DICOM_SUFFIXES]
     if len(files) < 2:
         return []
-    series = [series_in(head) for head in read_heads(place, [part.path for part in files])]
+    series = series_at(place, [part.path for part in files])
     of_first = next((uid for part, uid in zip(files, series, strict=True) if part.path == first.path), None)
     return [part for part, uid in zip(files, series, strict=True) if uid is not None and uid == of_first]
 
@@ -156,8 +157,22 @@ def _beside(place: UPath, name: str) -> str:
     return f"{place.path.split('?')[0].rpartition('/')[0]}/{name}"
 
 
-def read_heads(place: UPath, paths: list[str], length: int = HEAD) -> list[bytes]:
+def series_at(place: UPath, paths: Sequence[str]) -> list[str | None]:
+    """Return the series of DICOM files of a store; None of what cannot be read, or is no DICOM file.
+
+    Most have it in their first bytes; only of the others more is asked for.
+    """
+    series = dict(zip(paths, map(series_in, _read_heads(place, paths, _SHORT)), strict=True))
+    others = [path for path, uid in series.items() if uid is None]
+    series |= dict(zip(others, map(series_in, _read_heads(place, others, HEAD)), strict=True))
+    return [series[path] for path in paths]
+
+
+def _read_heads(place: UPath, paths: Sequence[str], length: int) -> list[bytes]:
     """Read the first bytes of files, side by side where a store can; what cannot be read is empty."""
+    if not paths:
+        return []
+    paths = list(paths)
     heads = asked(place, "cat_ranges", paths, [0] * len(paths), [length] * len(paths), on_error="return")
     return [head if isinstance(head, bytes) else b"" for head in heads]
 

@@ -110,7 +110,9 @@ class LookAhead:
 
     def _wait(self, progress: Progress) -> None:
         """Wait for the end; while the slide is still on its way, that is shown."""
-        if self._wanted and self._come < self._wanted:
+        while self._thread.is_alive() and not self._wanted:
+            self._thread.join(_SHOWN_EVERY)
+        if self._come < self._wanted:
             told = 0
             with download(progress, name_of(self.job.slide))(self._wanted) as advance:
                 while self._thread.is_alive() and told < self._wanted:

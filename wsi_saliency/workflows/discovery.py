@@ -16,7 +16,7 @@ from wsi_saliency.slides.opening import is_slide_name
 from wsi_saliency.slides.readers.dicom import DICOM_SUFFIXES, series_of
 from wsi_saliency.urls import is_url, located, name_of, shown
 from wsi_saliency.workflows.jobs import Job
-from wsi_saliency.workflows.listings import slides_at
+from wsi_saliency.workflows.listings import known_facts, slides_at
 from wsi_saliency.workflows.lists import Listed, is_list, read_list
 from wsi_saliency.working import is_working_folder
 
@@ -124,7 +124,9 @@ def _expand(text: str | Location) -> Iterator[_Named]:
     """Yield slides with the path that their results keep, and what is known of them."""
     place = located(text)
     if is_list(place):
-        yield from ((row, _below(place, row.slide), None) for row in read_list(place))
+        rows = read_list(place)
+        facts = known_facts(row.slide for row in rows)
+        yield from ((row, _below(place, row.slide), facts.get(str(row.slide))) for row in rows)
     elif isinstance(place, Path):
         yield from ((Listed(slide), name, None) for slide, name in _named(place, str(text)))
     else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import glob
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import unquote
@@ -11,19 +13,22 @@ from urllib.parse import unquote
 from wsi_saliency.errors import SlideError
 from wsi_saliency.heatmap.result import RUN_JSON, is_map_file
 from wsi_saliency.slides.opening import is_slide_name
-from wsi_saliency.slides.readers.dicom import DICOM_SUFFIXES, series_in
-from wsi_saliency.slides.store import Facts, asked, read_heads, tried
+from wsi_saliency.slides.readers.dicom import DICOM_SUFFIXES
+from wsi_saliency.slides.store import Facts, asked, series_at, tried
 from wsi_saliency.urls import located, name_of, reaching, shown
 from wsi_saliency.working import is_working_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from upath import UPath
+
+    from wsi_saliency.urls import Location
 
     _Infos = Mapping[str, Mapping[str, Any]]
     _T = TypeVar("_T")
 
+_MANY = 10  # slides of a list in one folder, from which on that is listed
 _WANTED = "name a slide, a folder with slides or a pattern"
 
 
@@ -69,6 +74,31 @@ def slides_at(url: str | UPath) -> list[Found]:
 
 def _is_folder(place: UPath) -> bool:
     return not _ask(place, lambda: asked(place, "isfile", place.path))
+
+
+def known_facts(places: Iterable[Location]) -> dict[str, Facts]:
+    """Return the facts of files at URLs by these, where one listing of a folder says those of many.
+
+    What is left out is asked for when it is needed.
+    """
+    folders: dict[str, list[UPath]] = {}
+    for place in places:
+        if not isinstance(place, Path) and place.protocol not in ("http", "https"):
+            folders.setdefault(str(place.parent), []).append(place)
+    known: dict[str, Facts] = {}
+    for many in folders.values():
+        if len(many) < _MANY:
+            continue
+        with suppress(SlideError):  # each slide says what is wrong
+            first = many[0]
+            listed = _ask(first, partial(asked, first, "ls", first.parent.path, detail=True))
+            infos = {info["name"]: info for info in listed if info.get("type") == "file"}
+            known |= {
+                str(place): facts
+                for place in many
+                if place.path in infos and (facts := _facts(infos[place.path]))
+            }
+    return known
 
 
 def _ask(place: UPath, what: Callable[[], _T]) -> _T:
@@ -160,7 +190,6 @@ def _first_of_series(place: UPath, paths: Collection[str]) -> set[str]:
     """Leave out the files of DICOM slides but the first; their series stand at their beginning."""
     dicom = [path for path in paths if PurePosixPath(path).suffix.lower() in DICOM_SUFFIXES]
     first: dict[tuple[str, str | None], str] = {}
-    for path, head in zip(dicom, read_heads(place, dicom) if len(dicom) > 1 else [b""], strict=False):
-        series = series_in(head) if head else path  # which cannot be read: whoever opens it says so
-        first.setdefault((path.rpartition("/")[0], series), path)
+    for path, uid in zip(dicom, series_at(place, dicom) if len(dicom) > 1 else [None], strict=False):
+        first.setdefault((path.rpartition("/")[0], uid), path)
     return {path for path in paths if path not in dicom} | set(first.values())
