@@ -55,7 +55,6 @@ function set(id, value, event) {
   control.dispatchEvent(new Event(event));
 }
 const key = (name) => document.body.dispatchEvent(new KeyboardEvent("keydown", { key: name, bubbles: true }));
-const drawn = (number) => panes[number] && panes[number].isOpen && ink(panes[number]).sum;
 // Where the middle of what is black is drawn, level-0 pixels, in the left half of the slide and in the right.
 function blackness(pane) {
   const { canvas } = pane.viewer.drawer, { width, height } = canvas;
@@ -71,12 +70,31 @@ function blackness(pane) {
   }
   return sums.map(([sum, x, y]) => [x / sum, y / sum]);
 }
-async function frames(count = 4) {
-  for (let i = 0; i < count; i++) await new Promise(requestAnimationFrame);
-  await pause(100);
+const held = (name) => new URLSearchParams(location.hash.slice(1)).get(name);
+// How long something takes is a matter of the machine; what has not come after a minute is not to come.
+async function until(what) {
+  for (let i = 0; i < 6000; i++, await pause(10)) if (what()) return;
+  throw new Error(`in vain: ${what}`);
 }
-async function settled(number = 0) {
-  for (let i = 0; i < 60 && !drawn(number); i++) await pause(50);
+// Whether all of the slide and of the map is here, and nothing moves.
+function rests({ isOpen, layer, viewer }) {
+  if (!isOpen || !viewer.world.getItemAt(0).getFullyLoaded()) return false;
+  const [now, soon] = [true, false].map((current) => viewer.viewport.getBounds(current));
+  return [...layer.tiles.values()].every((tile) => tile.values) && String(now) === String(soon);
+}
+const near = (a, b, by) => Math.abs(a - b) <= by;
+function agree(one, other) {
+  const far = centre(one).some((at, i) => !near(at, centre(other)[i], 1));
+  return !far && near(one.magnification / other.magnification, 1, 0.001);
+}
+async function frames() {
+  for (let i = 0; i < 4; i++) await new Promise(requestAnimationFrame);
+}
+// What was asked for is begun with the next frame, and drawn with one after it has come.
+async function rested() {
+  await frames();
+  await until(() => panes.length && panes.every(rests) && panes.every((pane) => agree(pane, panes[0])));
+  await frames();
 }
 function centre(pane = panes[0]) {
   const { x, y } = pane.viewer.viewport.getCenter(true);
@@ -94,7 +112,7 @@ VIEW = """
 addEventListener("load", async () => {
   const found = {};
   try {
-    await settled();
+    await rested();
     found.whole = ink();
     set("opacity", 50, "input");
     found.half = ink().sum;
@@ -112,26 +130,25 @@ addEventListener("load", async () => {
     key("o");
     found.on = ink().sum;
     panes[0].goTo(SPOT_X, SPOT_Y, 0.1, true);
-    panes[0].draw();
+    await rested();
     found.colour = middle();
     found.pointer = point(panes[0]);
+    const before = String(centre());
     document.querySelector("#strongest button").click();
-    await pause(1200);
-    for (let i = 0, before = ""; i < 60 && before !== String(centre()); i++) {
-      before = String(centre());
-      await pause(500);
-    }
+    await until(() => String(centre()) !== before);
+    await rested();
     found.jumped = centre();
     found.listed = document.querySelectorAll("#strongest li").length;
     key("2");
     found.second = document.getElementById("map").value;
-    await pause(400);
+    await until(() => held("map") === "1");
     found.hash = location.hash;
     found.scale = document.getElementById("scale").textContent;
     const bar = document.getElementById("scale").getBoundingClientRect().width;
     found.um = (bar * panes[0].magnification * facts.slide.mpp_x);
     location.hash = "#map=0&opacity=0.25&x=300&y=200&z=1&colours=magnitudes";
-    await pause(100);
+    await until(() => state.opacity === 0.25);
+    await rested();
     found.recalled = [panes[0].shown.map, state.opacity, panes[0].shown.scale, ...centre()];
     found.name = document.getElementById("name").textContent;
     found.asked = performance.getEntriesByType("resource").map((one) => new URL(one.name).origin);
@@ -147,23 +164,22 @@ BESIDE = """
 addEventListener("load", async () => {
   const found = {};
   try {
-    await settled();
+    await rested();
     key("b");
-    await settled(1);
-    await frames();
+    await rested();
     found.inks = panes.map((pane) => ink(pane));
     found.marks = panes.map(blackness);
     found.maps = panes.map((pane) => pane.shown.map);
     found.captions = panes.map((pane) => pane.caption.textContent);
     panes[0].goTo(300, 200, 0.5, true);
-    await frames();
+    await rested();
     found.led = panes.map((pane) => [...centre(pane), pane.magnification]);
     lead(panes[1]);
     panes[1].goTo(500, 250, 1, true);
-    await frames();
+    await rested();
     found.back = panes.map((pane) => [...centre(pane), pane.magnification]);
     panes[1].goTo(SPOT_X, SPOT_Y, 0.1, true);
-    await frames();
+    await rested();
     found.pointer = point(panes[1]);
     const at = (one) => one.getBoundingClientRect();
     const [from, cross] = [at(panes[0].canvas), at(panes[0].cross)];
@@ -176,19 +192,18 @@ addEventListener("load", async () => {
     set("colours", "magnitudes", "change");
     found.changed = panes.map((pane, i) => JSON.stringify(pane.shown) !== before[i]);
     panes[1].goTo(300, 200, 0.5, true);
-    await frames();
-    await pause(400);
+    await until(() => held("below2") > 0 && near(held("x"), 300, 1));
     found.hash = location.hash;
     key("b");
     found.alone = [panes.length, document.querySelectorAll(".pane").length];
     location.hash = found.hash + "&x=300";
-    await settled(1);
-    await frames();
+    await until(() => panes.length === 2);
+    await rested();
     found.recalled = panes.map((pane) => [pane.shown.map, pane.shown.scale, pane.shown.threshold > 0]);
     set("beside", "", "change");
     found.closed = panes.length;
     set("beside", "0", "change");
-    await settled(1);
+    await rested();
     found.same = panes.map((pane) => pane.shown.map);
     found.wide = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   } catch (error) { failures.push(String(error.stack)); }
@@ -221,17 +236,11 @@ class Watched(Site):
         return replace(answer, body=page.encode())
 
 
-def browse(url, folder, *options):
-    """Open an address; other hosts than this machine are not found."""
-    command = browser(folder / "profile")
-    command += ["--hide-scrollbars", "--virtual-time-budget=15000", *options, url]
-    subprocess.run(command, capture_output=True, timeout=240, check=True)
-
-
-def browse_in_real_time(site, url, folder):
+def browse(site, url, folder):
     """Open an address until the page's scripts have told the site what they found.
 
-    In virtual time a browser may draw no frame at all, and views follow each other frame by frame.
+    In real time: in virtual time a browser may draw no frame at all, however long a script waits for one, and
+    ends when the time is used up, at once.
     """
     command = [*browser(folder / "profile"), "--hide-scrollbars", "--remote-debugging-port=0"]
     with subprocess.Popen([*command, "--window-size=1280,800", url], stderr=subprocess.DEVNULL) as running:
@@ -264,7 +273,7 @@ def found(result, tmp_path_factory):
     x, y = PLACEMENT.centre(*SPOT)
     act = ACT + VIEW.replace("SPOT_X", str(x)).replace("SPOT_Y", str(y))
     with Watched([result], act) as site, served(site) as server:
-        browse(server.url, tmp_path_factory.mktemp("browser"), "--window-size=1280,800", "--dump-dom")
+        browse(site, server.url, tmp_path_factory.mktemp("browser"))
     assert site.outcome is not None, "the page's scripts did not run to their end"
     return site.outcome
 
@@ -327,7 +336,7 @@ def beside(result, tmp_path_factory):
     x, y = PLACEMENT.centre(*SPOT)
     act = ACT + BESIDE.replace("SPOT_X", str(x)).replace("SPOT_Y", str(y))
     with Watched([result], act) as site, served(site) as server:
-        browse_in_real_time(site, server.url, tmp_path_factory.mktemp("browser"))
+        browse(site, server.url, tmp_path_factory.mktemp("browser"))
     assert site.outcome is not None, "the page's scripts did not run to their end"
     return site.outcome
 
@@ -365,7 +374,7 @@ def test_controls_are_those_of_one_view_and_the_address_holds_both(beside):
 NAMED = """
 addEventListener("load", async () => {
   const count = () => document.querySelectorAll("#results li").length;
-  for (let i = 0; i < 60 && !count(); i++) await pause(50);
+  await until(count);
   const box = document.getElementById("words");
   const seen = () => [...document.querySelectorAll("#results li")].filter((item) => !item.hidden).length;
   const texts = document.getElementById("results").textContent;
@@ -384,7 +393,7 @@ addEventListener("load", async () => {
 def test_several_results_are_listed_and_found_whatever_they_are_called(result, tmp_path):
     hostile = replace(result, record=result.record | {"slide": result.record["slide"] | {"name": HOSTILE}})
     with Watched([result, hostile], ACT + NAMED) as site, served(site) as server:
-        browse(server.url, tmp_path, "--dump-dom")
+        browse(site, server.url, tmp_path)
     found = site.outcome
     assert found is not None
     assert [f for f in found["failures"] if "thumbnail.jpg" not in f] == []  # nobody has drawn an overview

@@ -64,6 +64,7 @@ class Pane {
     const isWhole = viewport.getZoom() <= viewport.getHomeZoom() * 1.001;
     viewport.resize(new OpenSeadragon.Point(this.canvas.clientWidth, this.canvas.clientHeight));
     if (isWhole) viewport.goHome(true);
+    this.viewer.world.update(true); // where neither centre nor zoom changes, tiles would stay where they were
     this.viewer.forceRedraw();
     this.draw();
   }
