@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
@@ -100,3 +102,23 @@ def test_a_bucket_that_is_not_there_has_nothing_and_takes_nothing(s3_endpoint):
     assert nowhere.read(["a"]) == [None]
     with pytest.raises(OutputError, match=r"^s3://nowhere/maps/a: cannot be written \(there is nothing"):
         nowhere.write("a", b"")
+
+
+def test_when_the_run_is_to_end_a_store_is_waited_for_once_and_not_for_long(monkeypatch):
+    memory, asked, answers = Remote(located("memory://bucket")), [], threading.Event()
+    monkeypatch.setattr(module, "_SOON", 0.01)
+    monkeypatch.setattr(module, "is_interrupted", lambda: True)
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            MemoryFileSystem, "cat_file", lambda *_, **how: asked.append(1) or answers.wait(60) or b""
+        )
+        for _ in range(9):
+            with pytest.raises(OutputError, match="to end"):
+                memory.read(["a"])
+        assert len(asked) == 1
+        answers.set()
+    monkeypatch.setattr(module, "is_interrupted", lambda: False)
+    memory.write("a", b"1")
+    monkeypatch.setattr(module, "is_interrupted", lambda: True)
+    monkeypatch.setattr(module, "_SOON", 60)
+    assert memory.read(["a", "no"]) == [b"1", None]

@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 RENEWED = 30.0  # seconds
 STALE = 300.0  # seconds without renewal, after which an owner is taken for dead
 _POLL = 2.0  # seconds
-_RELEASING = 2.0  # seconds that a store may take to answer at the end of a run
+_RELEASING = 1.5  # seconds that a store may take to answer at the end of a run
 
 
 @dataclass(frozen=True)
@@ -90,25 +90,23 @@ class Claim:
         OutputError
             If the store does not say.
         """
-        holder, renewed = self._read()
+        (content,) = self.remote.read([self.name])
+        return self.holder_in(content)
+
+    def holder_in(self, content: bytes | None) -> Owner | None:
+        """Return whom the content of the file names, other than one who is dead or ourselves."""
+        holder, renewed = _parsed(content)
         if holder is None or holder == self.owner or self.owner.may_take_from(holder):
             return None
         return holder if time.time() - renewed < STALE else None
-
-    def _read(self) -> tuple[Owner | None, float]:
-        (content,) = self.remote.read([self.name])
-        with suppress(ValueError, TypeError, KeyError):
-            facts = json.loads(content or b"")
-            renewed = float(facts.pop("renewed"))
-            return Owner(**facts), renewed
-        return None, 0.0
 
     def _content(self) -> bytes:
         return json.dumps(asdict(self.owner) | {"renewed": time.time()}).encode()
 
     def is_ours(self) -> bool:
         """Whether nobody has taken the place over."""
-        return self._read()[0] == self.owner
+        (content,) = self.remote.read([self.name])
+        return _parsed(content)[0] == self.owner
 
     def take(self, what: str, *, wait: bool) -> None:
         """Take the place when it is free.
@@ -157,6 +155,15 @@ class Claim:
         with suppress(BaseException):  # whoever comes next sees that it is old
             if self.is_ours():
                 self.remote.remove([self.name])
+
+
+def _parsed(content: bytes | None) -> tuple[Owner | None, float]:
+    """Return whom the content of a file names, and when it was renewed."""
+    with suppress(ValueError, TypeError, KeyError, AttributeError):
+        facts = json.loads(content or b"")
+        renewed = float(facts.pop("renewed"))
+        return Owner(**facts), renewed
+    return None, 0.0
 
 
 @contextmanager

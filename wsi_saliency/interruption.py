@@ -40,6 +40,11 @@ _promised: list[Callable[[], None]] = []
 """What is to be tidied up, the latest last."""
 
 
+def is_interrupted() -> bool:
+    """Whether a signal has come in the running `interruptible` block."""
+    return bool(_raised)
+
+
 def reraise_interruption() -> None:
     """Raise an interruption again that a library has turned into an error of its own; else do nothing.
 

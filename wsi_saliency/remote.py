@@ -6,7 +6,9 @@ Nothing here knows what the files are. A method is done when all of its files ar
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -16,6 +18,8 @@ import fsspec
 from fsspec.config import conf
 
 from wsi_saliency.errors import OutputError
+from wsi_saliency.interruption import is_interrupted
+from wsi_saliency.messages import one_line
 from wsi_saliency.urls import reaching, shown
 
 if TYPE_CHECKING:
@@ -40,6 +44,8 @@ _FINAL = (
     ValueError,
     TypeError,
 )
+_SOON = 1.0  # seconds that a store may take to answer when the run is to end
+_silent = threading.Event()
 _T = TypeVar("_T")
 
 
@@ -94,13 +100,20 @@ class Remote:
             # S3 is asked once for a file of which all from 0 on is wanted, and twice for a whole one; but an
             # empty file has no 0.
             found = self._store.cat_ranges(paths, [0] * len(paths), [None] * len(paths), on_error="return")
-            for i, content in enumerate(found):
-                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError):
-                    found[i] = self._store.cat_file(paths[i])
-            return [None if isinstance(content, Exception) else bytes(content) for content in found]
+            return [
+                self._whole(path)
+                if isinstance(content, Exception) and not isinstance(content, FileNotFoundError)
+                else _known(content)
+                for path, content in zip(paths, found, strict=True)
+            ]
 
         with self._reaching("cannot be read", names):
             return _tried(read) if names else []
+
+    def _whole(self, path: str) -> bytes | None:
+        with suppress(FileNotFoundError):
+            return bytes(self._store.cat_file(path))
+        return None
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the sizes in bytes of all files of a folder, by their names relative to it.
@@ -169,16 +182,22 @@ class Remote:
     def create(self, name: str, content: bytes) -> bool:
         """Write a small file if there is none of that name, and say whether that was so.
 
-        Where the store knows no such condition, two that do it at once may both be told yes.
+        Where the store or its package knows no such condition, two that do it at once may both be told yes.
+
+        Raises
+        ------
+        OutputError
+            If it cannot be written.
         """
+        if self.read([name]) != [None]:  # older packages take the condition and do not heed it
+            return False
         try:
             self._store.pipe_file(self._at(name), content, mode="create")
-            return True
-        except Exception:  # it is there, or this store or its package cannot do so
-            if self.read([name]) != [None]:
-                return False
+        except FileExistsError:
+            return False
+        except Exception:  # perhaps a store that cannot do so
             self.write(name, content)
-            return True
+        return True
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove files; one that is not there does no harm.
@@ -194,12 +213,22 @@ class Remote:
                 _tried(partial(_remove, self._store, [self._at(name) for name in some]))
 
 
+def _known(content: bytes | Exception) -> bytes | None:
+    return None if isinstance(content, Exception) else bytes(content)
+
+
 def _parts(names: Sequence[str]) -> Iterator[Sequence[str]]:
     return (names[i : i + _AT_ONCE] for i in range(0, len(names), _AT_ONCE))
 
 
 def _tried(work: Callable[[], _T], tries: int = _TRIES) -> _T:
-    """Do something, and again after a pause if it fails in a way that may pass."""
+    """Do something, and again after a pause if it fails in a way that may pass.
+
+    When the run is asked to end, it is done once, and soon.
+    """
+    if is_interrupted():
+        return _soon(work)
+    _silent.clear()
     for i in range(tries - 1):
         try:
             return work()
@@ -208,6 +237,33 @@ def _tried(work: Callable[[], _T], tries: int = _TRIES) -> _T:
                 raise
             time.sleep(_PAUSE * 2**i)
     return work()
+
+
+def _soon(work: Callable[[], _T]) -> _T:
+    """Do something, if the store answers soon; one that once did not is not asked again.
+
+    Raises
+    ------
+    OutputError
+        If it fails, in whatever way: here nobody takes an error for the signal that it may be.
+    """
+    if _silent.is_set():
+        raise OutputError("the store does not answer, and the run is to end")
+    doing: Future[_T] = Future()
+
+    def do() -> None:
+        try:
+            doing.set_result(work())
+        except BaseException as error:
+            doing.set_exception(error)
+
+    threading.Thread(target=do, name="soon", daemon=True).start()
+    try:
+        return doing.result(_SOON)
+    except Exception as error:
+        if not doing.done():
+            _silent.set()
+        raise OutputError(f"failed while the run was to end ({one_line(error)})") from error
 
 
 def _remove(store: Any, paths: Sequence[str]) -> None:

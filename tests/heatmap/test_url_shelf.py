@@ -305,7 +305,7 @@ def test_one_run_at_a_time_works_on_a_result_on_this_machine_and_on_others(memor
             assert other.is_busy(NAME)
             with pytest.raises(BusyError, match=r"^memory://.*is working on it$"):
                 explained(other, 1)
-            other.clear(NAME)
+            other.clear([NAME])
             assert other.is_busy(NAME)
         return maker(1)(folder)
 
@@ -331,7 +331,7 @@ def test_what_another_run_takes_over_meanwhile_is_left_to_it(memory, tmp_path):
 
 def test_a_claim_of_a_dead_process_of_the_same_run_is_cleared(memory):
     memory._claim(NAME).take("slide", wait=False)
-    memory.clear(NAME)
+    memory.clear([NAME])
     assert Remote(memory.place).sizes("") == {}
 
 

@@ -170,7 +170,7 @@ def end_all(places: Iterable[Place]) -> None:
                 place.kill()
 
 
-def clear_after_death(order: Order, job: Job) -> None:
-    """Clear away what a process that is no more has left of a slide, unless another one works on it."""
+def clear_after_death(order: Order, *jobs: Job) -> None:
+    """Clear away what processes that are no more have left of slides, unless others work on them."""
     SlideCache.of(order.settings).tidy()
-    shelved(order.out).clear(job.name)
+    shelved(order.out).clear([job.name for job in jobs])

@@ -141,9 +141,11 @@ class RayEngine:
                 self._cluster.close()
         finally:
             with undisturbed():  # a third signal finds nobody in the middle of this
-                for job, order in self._tasks.values():
-                    clear_after_death(order, job)
-                    self._console.end(str(job.name))
+                jobs = [job for job, _ in self._tasks.values()]
+                if jobs:
+                    clear_after_death(next(iter(self._tasks.values()))[1], *jobs)
+                for left in jobs:
+                    self._console.end(str(left.name))
                 self._tasks.clear()
                 self._folders.close()
 

@@ -107,8 +107,8 @@ class Shelf(Protocol):
         """Whether another run works on a result."""
         ...
 
-    def clear(self, name: Path) -> None:
-        """Clear away what a dead process of this run has left of a result."""
+    def clear(self, names: Sequence[Path]) -> None:
+        """Clear away what dead processes of this run have left of results."""
         ...
 
     def half_done(self, names: Iterable[Path]) -> int:
@@ -207,10 +207,11 @@ class FolderShelf:
         except OutputError:  # whoever runs the slide says so
             return False
 
-    def clear(self, name: Path) -> None:
+    def clear(self, names: Sequence[Path]) -> None:
         """Let whoever takes the lock find what is left."""
-        with suppress(OutputError), locked(self.folder / name, wait=False):
-            pass
+        for name in names:
+            with suppress(OutputError), locked(self.folder / name, wait=False):
+                pass
 
     def half_done(self, names: Iterable[Path]) -> int:
         """Count the working folders with a journal."""

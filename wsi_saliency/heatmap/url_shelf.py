@@ -306,14 +306,18 @@ class UrlShelf:
         except OutputError:  # whoever runs the slide says so
             return False
 
-    def clear(self, name: Path) -> None:
-        """Clear away what the dead process has left here, and its claim."""
-        with suppress(OutputError), locked(self._turn(name), wait=False):
-            with locked(self.folder / name, wait=False):
-                pass
-            claim = self._claim(name)
-            if claim.holder() is None:
-                self._remote.remove([claim.name])
+    def clear(self, names: Sequence[Path]) -> None:
+        """Clear away what dead processes have left here, and their claims."""
+        claims = []
+        for name in names:
+            with suppress(OutputError), locked(self._turn(name), wait=False):
+                claims.append(self._claim(name))
+                with locked(self.folder / name, wait=False):
+                    pass
+        with suppress(OutputError):
+            contents = self._remote.read([claim.name for claim in claims])
+            left = zip(claims, contents, strict=True)
+            self._remote.remove(c.name for c, content in left if content and c.holder_in(content) is None)
 
     def half_done(self, names: Iterable[Path]) -> int:
         """Count what grows here, and what is finished and not at the URL."""
@@ -344,9 +348,13 @@ class UrlShelf:
                 yield folder
             except OutputError as error:
                 raise type(error)(str(error).replace(str(folder), str(self))) from error
-            for name in names:
-                if (folder / name).exists() and (after := (folder / name).read_bytes()) != before[name]:
-                    self._remote.write(name, after)
+            changed = [
+                name
+                for name in names
+                if (folder / name).exists() and (folder / name).read_bytes() != before[name]
+            ]
+            # As files they get a type of their own, so that a browser shows the page.
+            self._remote.put({name: folder / name for name in changed})
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
