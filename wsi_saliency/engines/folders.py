@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -246,11 +247,13 @@ def explain_jobs(
     if apart:
         shelved(out).check_shared()
     bars: Bars = TerminalBars(len(jobs)) if progress and apart else NoBars()
-    engine: Engine = DirectEngine(out, overwrite, wait=count == 1, progress=progress)
-    if batch.engine == "ray":
-        engine = RayEngine(out, overwrite, batch.slide_timeout, bars, batch.jobs, batch.address)
-    elif apart:
-        engine = LocalEngine(out, overwrite, batch.slide_timeout, bars, batch.jobs)
+    if apart:
+        make = partial(RayEngine, address=batch.address) if batch.engine == "ray" else LocalEngine
+        engine: Engine = make(
+            out, overwrite=overwrite, timeout=batch.slide_timeout, bars=bars, side_by_side=batch.jobs
+        )
+    else:
+        engine = DirectEngine(out, overwrite, wait=count == 1, progress=progress)
     run = FolderRun(
         out,
         settings,

@@ -6,68 +6,30 @@ This process never imports torch. A worker loads the classifier once, and is sta
 from __future__ import annotations
 
 from collections import deque
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import wait
 from typing import TYPE_CHECKING
 
-from wsi_saliency.engines.bars import NoBars
-from wsi_saliency.engines.console import Console
 from wsi_saliency.engines.messages import Again, Done, Loaded, Order
 from wsi_saliency.engines.place import Place, end_all
 from wsi_saliency.engines.process import log_level
-from wsi_saliency.engines.worker import slide_work
-from wsi_saliency.errors import NoRoomError, OutputError
-from wsi_saliency.files import folders_above, writing
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.engines.process_engine import ProcessEngine
 from wsi_saliency.interruption import undisturbed
 from wsi_saliency.settings import ALL_GPUS
-from wsi_saliency.workflows.jobs import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
-    from pathlib import Path
 
-    from wsi_saliency.engines.bars import Bars
-    from wsi_saliency.engines.worker import MakeWork
-    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
-    from wsi_saliency.workflows.jobs import Job
+    from wsi_saliency.workflows.jobs import Job, Outcome
 
 
 @dataclass
-class LocalEngine:
-    """Runs slides in worker processes.
+class LocalEngine(ProcessEngine):
+    """Runs slides in worker processes of this machine; the parameters are those of `ProcessEngine`."""
 
-    Parameters
-    ----------
-    out
-        The output folder, or the shelf where results stand.
-    overwrite
-        Replace complete results.
-    timeout
-        Seconds that a slide may take; None: as long as it takes.
-    bars
-        Shows how far it is.
-    side_by_side
-        How many slides are done at a time on each device.
-    make_work
-        Makes, in the worker, what does a slide; it is found by its name there.
-    """
-
-    out: Path | Shelf
-    overwrite: bool = False
-    timeout: float | None = None
-    bars: Bars = field(default_factory=NoBars)
-    side_by_side: int = 1
-    make_work: MakeWork = slide_work
     _places: list[Place] = field(default_factory=list, init=False)
-    _proven: bool = field(default=False, init=False)  # the classifier could be loaded
     _alone: set[Job] = field(default_factory=set, init=False)  # done while nothing else is looked at
-    _folders: ExitStack = field(default_factory=ExitStack, init=False)  # those still empty at the end go
-
-    def __post_init__(self) -> None:
-        self._console = Console(self.bars)
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -134,12 +96,8 @@ class LocalEngine:
 
     def _give(self, place: Place, job: Job, settings: RunSettings) -> Iterator[Outcome]:
         """Give a slide to a place."""
-        folder = shelved(self.out).folder / job.name
-        try:
-            with writing(folder):
-                self._folders.enter_context(folders_above(folder))
-        except OutputError as error:
-            yield Outcome(job, failure=str(error), no_room=isinstance(error, NoRoomError))
+        if refused := self._without_folder(job):
+            yield refused
             return
         settings = replace(settings, device=place.device)
         order = Order(self.out, settings, self.overwrite, log_level(), self.side_by_side)

@@ -6,22 +6,18 @@ import logging
 import math
 import time
 from collections import deque
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from wsi_saliency.engines.bars import NoBars
-from wsi_saliency.engines.console import Console
 from wsi_saliency.engines.messages import Done, Loaded, Lost, Order
 from wsi_saliency.engines.place import clear_after_death
 from wsi_saliency.engines.process import log_level
+from wsi_saliency.engines.process_engine import ProcessEngine
 from wsi_saliency.engines.ray_cluster import connect
 from wsi_saliency.engines.ray_sign import signed
 from wsi_saliency.engines.ray_task import Errand
-from wsi_saliency.engines.worker import slide_work
-from wsi_saliency.errors import NoRoomError, OutputError, SettingsError
-from wsi_saliency.files import folders_above, writing
+from wsi_saliency.errors import SettingsError
 from wsi_saliency.heatmap.shelf import shelved
 from wsi_saliency.interruption import undisturbed
 from wsi_saliency.settings import ALL_GPUS
@@ -30,10 +26,7 @@ from wsi_saliency.workflows.jobs import Outcome
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 
-    from wsi_saliency.engines.bars import Bars
     from wsi_saliency.engines.messages import Message
-    from wsi_saliency.engines.worker import MakeWork
-    from wsi_saliency.heatmap.shelf import Shelf
     from wsi_saliency.settings import RunSettings
     from wsi_saliency.workflows.jobs import Job
 
@@ -99,37 +92,25 @@ class Share:
 
 
 @dataclass
-class RayEngine:
+class RayEngine(ProcessEngine):
     """Runs slides on a Ray cluster whose machines see slides and results under the same paths or URLs.
+
+    The parameters are those of `ProcessEngine`, and two more. A device is a GPU, or a machine where there are
+    none.
 
     Parameters
     ----------
-    out, overwrite, timeout, bars, make_work
-        As `wsi_saliency.engines.local.LocalEngine` takes them.
-    side_by_side
-        How many slides are done at a time on each GPU, or on each machine where there are none.
     address
         Where the cluster is, ``auto`` or HOST:PORT; None: one is started on this machine.
     connect
         Connects to the cluster.
     """
 
-    out: Path | Shelf
-    overwrite: bool = False
-    timeout: float | None = None
-    bars: Bars = field(default_factory=NoBars)
-    side_by_side: int = 1
     address: str | None = None
-    make_work: MakeWork = slide_work
     connect: Callable[[str | None], Cluster] = connect
     _cluster: Cluster | None = field(default=None, init=False)
     _sign: Path | None = field(default=None, init=False)
     _tasks: dict[Hashable, tuple[Job, Order]] = field(default_factory=dict, init=False)
-    _proven: bool = field(default=False, init=False)  # the classifier could be loaded
-    _folders: ExitStack = field(default_factory=ExitStack, init=False)  # those still empty at the end go
-
-    def __post_init__(self) -> None:
-        self._console = Console(self.bars)
 
     def __enter__(self) -> RayEngine:
         return self
@@ -188,12 +169,8 @@ class RayEngine:
 
     def _submit(self, cluster: Cluster, job: Job, order: Order, share: Share) -> Iterator[Outcome]:
         """Let a slide be done."""
-        folder = shelved(self.out).folder / job.name
-        try:
-            with writing(folder):
-                self._folders.enter_context(folders_above(folder))
-        except OutputError as error:
-            yield Outcome(job, failure=str(error), no_room=isinstance(error, NoRoomError))
+        if refused := self._without_folder(job):
+            yield refused
             return
         errand = Errand(order, self.make_work, self.timeout, Path.cwd(), self._sign, self._proven)
         self._tasks[cluster.submit(errand, job, share.cpus, share.gpus)] = job, order
