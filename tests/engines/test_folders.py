@@ -365,7 +365,7 @@ def test_a_full_disk_is_one_clear_line_and_the_same_command_goes_on_when_there_i
 def test_a_single_slide_that_is_a_part_of_many_has_a_process_of_its_own(tmp_path, monkeypatch):
     engines = []
     monkeypatch.setattr(
-        folders, "LocalEngine", lambda *how: engines.append("local") or DirectEngine(tmp_path)
+        folders, "LocalEngine", lambda *_, **__: engines.append("local") or DirectEngine(tmp_path)
     )
     jobs, settings = [Job(tmp_path / "a.svs", Path("a"))], RunSettings(model="demo")
     for batch in (BatchSettings(limit=1), BatchSettings(shard="1/1"), BatchSettings()):
