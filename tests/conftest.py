@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +18,12 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP"):
     if hasattr(signal, name):
         usual = signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL
         signal.signal(getattr(signal, name), usual)
+
+# Results are thousands of small files, each made sure of on the disk: in memory that takes no time.
+# A passed test's files are removed at once (pyproject.toml); those that last for a session need 2 GB.
+MEMORY = Path("/dev/shm")
+if MEMORY.is_dir() and os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # Networks in tests are small: threads would only wait for each other, and for whatever else is running.
 torch.set_num_threads(1)
