@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -94,6 +96,16 @@ def assert_zarr_reads_it(url, folder):
     np.testing.assert_array_equal(json.loads(read.stdout), zarr.open(folder, mode="r")["0"][:])
 
 
+def assert_links_lead_somewhere(place):
+    """The page has its type, so that browsers show it, and what it names is there."""
+    page = place / "index.html"
+    facts = page.fs.call_s3("head_object", Bucket=page.parts[0].strip("/"), Key="maps/index.html")
+    assert facts["ContentType"] == "text/html"
+    links = {unquote(link) for link in re.findall(r'(?:href|src)="\./([^"#]+)"', page.read_text())}
+    of_a = {f"a/{name}" for name in ("report.html", "tiles.csv", "run.json", "overview.png")}
+    assert of_a <= links <= set(files(place))
+
+
 @pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=pytest.mark.slow)])
 def test_results_in_a_bucket_are_those_in_a_folder(slides, bucket, engine):
     if engine == "ray":
@@ -115,6 +127,7 @@ def test_results_in_a_bucket_are_those_in_a_folder(slides, bucket, engine):
         ["b.svs", "failed"],
         ["c.svs", "complete"],
     ]
+    assert_links_lead_somewhere(located(f"{bucket}/maps"))
     code, out, _ = done(slides, "real", *at_url)
     assert (code, [line.partition(", which")[0] for line in out]) == (
         1,

@@ -85,7 +85,7 @@ class Summary:
                     there = self._still_so(rows.values())
                     there.sort(key=lambda row: row.folder)
                     write_summary(folder, there)
-                    write_index(folder, there)
+                    write_index(folder, there, browsable=self._shelf.shared_folder is not None)
                     return
             except BusyError:
                 if time.monotonic() >= until:

@@ -144,8 +144,15 @@ def write_summary(out: Path, rows: Iterable[SlideRow]) -> None:
         table.writerows(asdict(row) for row in rows)
 
 
-def write_index(out: Path, rows: Sequence[SlideRow]) -> None:
+def write_index(out: Path, rows: Sequence[SlideRow], *, browsable: bool = True) -> None:
     """Replace the page of an output folder.
+
+    Parameters
+    ----------
+    out, rows
+        The folder, and the slides.
+    browsable
+        Whether a browser shows what is in a folder; a link to one at a URL leads nowhere.
 
     Raises
     ------
@@ -157,12 +164,12 @@ def write_index(out: Path, rows: Sequence[SlideRow]) -> None:
         raise OutputError(f"{page}: is not of this program, and stays as it is")
     failed = sum(row.status == FAILED for row in rows)
     subject = f"{plural(len(rows), 'slide')}, {failed} failed" if failed else plural(len(rows), "slide")
-    text = rendered("slides.html", subject=subject, slides=_table(rows))
+    text = rendered("slides.html", subject=subject, slides=_table(rows, browsable=browsable))
     with replacing(page) as part:
         part.write_text(text, encoding="utf-8")
 
 
-def _table(rows: Sequence[SlideRow]) -> Table:
+def _table(rows: Sequence[SlideRow], *, browsable: bool) -> Table:
     columns = [
         *map(Column, ("Slide", "Overview", "Status", "Target")),
         *(
@@ -171,14 +178,15 @@ def _table(rows: Sequence[SlideRow]) -> Table:
         ),
         *map(Column, ("Maps", "Files")),
     ]
-    return Table("slides", columns, [_row(row) for row in sorted(rows, key=lambda row: row.sort_key)])
+    ordered = sorted(rows, key=lambda row: row.sort_key)
+    return Table("slides", columns, [_row(row, browsable=browsable) for row in ordered])
 
 
-def _row(row: SlideRow) -> Row:
+def _row(row: SlideRow, *, browsable: bool) -> Row:
     complete = row.status == COMPLETE
     names = (row.folder, row.status, row.target, row.maps, row.reason)
     files = {"page": REPORT, "folder": "", "patches": TILES, "record": RUN_JSON} if complete else {}
-    links = [Link(text, _address(row.folder, file)) for text, file in files.items()]
+    links = [Link(text, _address(row.folder, file)) for text, file in files.items() if file or browsable]
     if row.error_log:
         links.append(Link("traceback", _address(row.error_log)))
     return Row(
