@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 LOWEST := .venv-lowest
+# Each process takes tests that stand together, for they share what is made for a file of tests only once.
+PARALLEL := -n 2 --dist worksteal
 BIN := $(VENV)/bin
 
 .PHONY: demo docs faults test test-all coverage test-lowest lint types contracts dist clean
@@ -23,20 +25,20 @@ docs: $(VENV)/.installed-docs
 	@echo "Open build/docs/index.html"
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 -m "not slow"
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow"
 
 test-all: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(PARALLEL)
 
 # Lines and branches that no test takes; what is run in processes of their own is not seen. Fails below the floor that
 # pyproject.toml sets.
 coverage: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -n 2 --cov
+	$(BIN)/python -m pytest $(PARALLEL) --cov
 
 # With the lowest versions that pyproject.toml allows. Python 3.11: for later ones some of them have no wheels.
 # Needs 6 GB of disk; what such old packages deprecate is not looked at.
 test-lowest: $(LOWEST)/.installed-test
-	$(LOWEST)/bin/python -m pytest -n 2 -W ignore::DeprecationWarning
+	$(LOWEST)/bin/python -m pytest $(PARALLEL) -W ignore::DeprecationWarning
 
 # Runs that are killed, slides that are damaged or odd, full disks; prints what was lost. Takes a quarter of an hour.
 faults: $(VENV)/.installed-test
