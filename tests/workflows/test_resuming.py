@@ -386,9 +386,26 @@ HARMS = {
 }
 
 
+@pytest.fixture(scope="module")
+def unfinished(slide, tmp_path_factory):
+    """The folder in which a run was cut short."""
+    folder = tmp_path_factory.mktemp("unfinished")
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        for name, value in EAGER.items():
+            patch.setattr(journal, name, value)
+        cut_short(slide, folder / "out", 8, settings=ONE)
+    return folder
+
+
+def test_an_unfinished_run_can_be_gone_on_with_elsewhere(slide, one, tmp_path, unfinished):
+    shutil.copytree(unfinished, tmp_path / "new")
+    assert_same(run(slide, tmp_path / "new" / "out", ONE), one, 1)
+
+
 @pytest.mark.parametrize("harm", HARMS.values(), ids=HARMS)
-def test_a_damaged_or_hostile_journal_is_one_line(slide, tmp_path, caplog, one, harm):
-    cut_short(slide, tmp_path / "out", 8, settings=ONE)
+def test_a_damaged_or_hostile_journal_is_one_line(slide, tmp_path, caplog, one, unfinished, harm):
+    shutil.copytree(unfinished, tmp_path, dirs_exist_ok=True)
     (left,) = tmp_path.glob("*.growing")
     harm(left)
     result = run(slide, tmp_path / "out", ONE)
