@@ -12,6 +12,7 @@ from tests.helpers.pictures import write_pictures
 from tests.helpers.slides import write_svs
 from wsi_saliency.errors import ModelError, SettingsError
 from wsi_saliency.settings import ModelCheckSettings
+from wsi_saliency.urls import located
 from wsi_saliency.workflows.check_model import check_model
 from wsi_saliency.workflows.facts import json_of, lines_of
 
@@ -69,10 +70,14 @@ def test_another_mpp_than_the_classifier_s_is_a_warning(tmp_path, dpi, warned):
 
 
 def test_patches_of_a_slide(tmp_path):
-    slide = write_svs(tmp_path / "slide.svs", [PICTURE])
-    sheet = tmp_path / "sheet.png"
-    facts = check_model(ModelCheckSettings(model="demo", patch=64, slide=slide, sample=6), sheet)
+    content, sheet = write_svs(tmp_path / "slide.svs", [PICTURE]).read_bytes(), tmp_path / "sheet.png"
+    slide = located("memory://checked/slide.svs")
+    slide.parent.mkdir(parents=True, exist_ok=True)
+    slide.write_bytes(content)
+    asked = {"model": "demo", "patch": 64, "sample": 6, "slide_cache": tmp_path / "cache"}
+    facts = check_model(ModelCheckSettings(slide=str(slide), **asked), sheet)
     told = json.loads(json_of(facts))
+    assert told["patches"]["source"] == "memory://checked/slide.svs"
     check_same(lines_of(facts), told)
     assert told["patches"]["taken"] == 6
     assert "accuracy" not in told

@@ -63,8 +63,8 @@ class TriedPatchesSettings(Settings):
         flag="patches",
         metavar="FOLDER",
     )
-    slide: Path | None = option(
-        None, "Try the classifier on patches from the tissue of a slide.", metavar="SLIDE"
+    slide: str | None = option(
+        None, "Try the classifier on patches from the tissue of a slide, a file or a URL.", metavar="SLIDE"
     )
     sample: int = option(100, "Patches that are taken, by chance.", metavar="N", within=whole(1))
     seed: int = varied(SampleSettings, "seed", 0, help="Decides which patches are taken.")
@@ -77,7 +77,9 @@ class TriedPatchesSettings(Settings):
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class ModelCheckSettings(DeviceSettings, TriedPatchesSettings, ReadSettings, TargetSettings, ModelSettings):
+class ModelCheckSettings(
+    DeviceSettings, CacheSettings, TriedPatchesSettings, ReadSettings, TargetSettings, ModelSettings
+):
     """What is asked of a classifier before it is trusted with maps."""
 
 

@@ -72,6 +72,10 @@ class _Entry:
         return [lock.name.partition("-")[0] for lock in sorted(self.folder.glob(f"{_USES}/*")) if _held(lock)]
 
 
+class _FolderError(SlideError):
+    """The cache's folder cannot be read or written."""
+
+
 class _BusyError(Exception):
     """There will be room, or the slide, when another process is done."""
 
@@ -113,6 +117,8 @@ class SlideCache:
                 if found := self._used(place, folder, parts) or self._fetched(place, folder, parts, watch):
                     return found
                 continue
+            except _FolderError as error:
+                raise SlideError(f"{shown(place)}: {error}") from error
             except _BusyError as busy:
                 if not warned:
                     log.warning("%s: %s; waiting", shown(place), busy)
@@ -284,7 +290,7 @@ class SlideCache:
             yield
         except OSError as error:
             reason = error.strerror or str(error)
-            raise SlideError(f"{self.folder}: slides cannot be kept there ({reason}); {_OPTION}") from error
+            raise _FolderError(f"slides cannot be kept in {self.folder} ({reason}); {_OPTION}") from error
 
 
 def user_cache() -> Path:

@@ -12,6 +12,7 @@ from wsi_saliency.files import check_file, replacing
 from wsi_saliency.models.loading import load_chosen
 from wsi_saliency.report.patch_sheet import patch_sheet
 from wsi_saliency.saliency.engine import choose_device
+from wsi_saliency.urls import shown
 from wsi_saliency.workflows.canvas import wanted_mpp
 from wsi_saliency.workflows.describe_model import describe_model
 from wsi_saliency.workflows.facts import Fact, note, warning
@@ -117,10 +118,11 @@ def _patches(
         seed=settings.seed,
         mpp=settings.mpp,
         workers=settings.workers,
+        cache=settings,
     )
     n, mpp = len(located.patches), wanted_mpp(classifier)
-    value = {"source": str(settings.slide), "taken": n, "found": n, "sizes": [], "mpp": [mpp, mpp]}
-    text = f"{n} from the tissue of {settings.slide}, at {mpp:g} µm/px"
+    value = {"source": shown(settings.slide), "taken": n, "found": n, "sizes": [], "mpp": [mpp, mpp]}
+    text = f"{n} from the tissue of {shown(settings.slide)}, at {mpp:g} µm/px"
     return located.patches, [], [Fact("patches", text, value)]
 
 
