@@ -199,8 +199,10 @@ def _renewing(claim: Claim) -> Iterator[None]:
             with suppress(BaseException):  # the next time may do
                 claim.renew()
 
-    threading.Thread(target=renew, name="renew", daemon=True).start()
+    thread = threading.Thread(target=renew, name="renew", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         ended.set()
+        thread.join(_RELEASING)  # or it could write the file again when it has been removed

@@ -20,7 +20,7 @@ from fsspec.config import conf
 from wsi_saliency.errors import OutputError
 from wsi_saliency.interruption import is_interrupted
 from wsi_saliency.messages import one_line
-from wsi_saliency.urls import reaching, shown
+from wsi_saliency.urls import is_final, reaching, shown
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
@@ -34,16 +34,7 @@ _MORE_LINES = {"s3": {"config_kwargs": {"max_pool_connections": _AT_ONCE}}}
 """Options of stores that otherwise have fewer lines open: S3 has ten."""
 _TRIES = 4
 _PAUSE = 0.5  # seconds before the second try, and twice as long before each further one
-_FINAL = (
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-    NotImplementedError,
-    ValueError,
-    TypeError,
-)
+_FINAL = (FileExistsError, NotImplementedError, ValueError, TypeError)
 _SOON = 1.0  # seconds that a store may take to answer when the run is to end
 _silent = threading.Event()
 _T = TypeVar("_T")
@@ -233,7 +224,7 @@ def _tried(work: Callable[[], _T], tries: int = _TRIES) -> _T:
         try:
             return work()
         except Exception as error:
-            if isinstance(error, _FINAL) or "Credentials" in type(error).__name__:
+            if is_final(error) or isinstance(error, _FINAL):
                 raise
             time.sleep(_PAUSE * 2**i)
     return work()

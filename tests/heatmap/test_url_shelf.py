@@ -278,6 +278,12 @@ def test_where_nothing_can_be_written_the_run_ends(memory, monkeypatch):
             memory.check()
 
 
+def test_a_folder_here_that_takes_nothing_is_said_at_once(memory):
+    memory.work.touch()
+    with pytest.raises(OutputError, match=r"^\S+: cannot be written .*another folder with --work$"):
+        memory.check()
+
+
 def test_a_finished_result_of_other_settings_is_not_put_there(memory):
     maker(1)(memory.folder / NAME)
     explained(memory, 2)

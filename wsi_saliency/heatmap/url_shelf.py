@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.claims import Claim, Owner, claimed
 from wsi_saliency.errors import BusyError, NoRoomError, OutputError, SettingsError
-from wsi_saliency.files import growing, locked, writing
+from wsi_saliency.files import folders_above, growing, locked, writing
 from wsi_saliency.heatmap.exports import is_export
 from wsi_saliency.heatmap.result import MAP, REPORT, RUN_JSON, TILES, Result
 from wsi_saliency.remote import Remote
@@ -88,9 +88,11 @@ class UrlShelf:
         return f"{self}/{name.as_posix()}"
 
     def check(self) -> None:
-        """Write a tiny file, and remove it."""
+        """Make the folder of this machine, write a tiny file at the URL, and remove both."""
         if self.work is None:
             _make_private(self.folder.parent)
+        with _naming_work(), writing(self.folder), folders_above(self.folder / RUN_JSON):
+            pass
         name = f".{token_hex(8)}.wsi-saliency"
         try:
             self._remote.write(name, b"", tries=2)
@@ -211,9 +213,8 @@ class UrlShelf:
         if there:
             self._fetch(name, watch)
         try:
-            return make(self.folder / name)
-        except OutputError as error:  # of the folder here
-            raise type(error)(str(error).replace("with -o", "with --work")) from error
+            with _naming_work():
+                return make(self.folder / name)
         finally:
             if there and (here := Result.read(self.folder / name)) and here.record == there.record:
                 self._drop(name)  # nothing was added
@@ -355,6 +356,15 @@ class UrlShelf:
             ]
             # As files they get a type of their own, so that a browser shows the page.
             self._remote.put({name: folder / name for name in changed})
+
+
+@contextmanager
+def _naming_work() -> Iterator[None]:
+    """Let errors of the folder of this machine name the option that chooses another."""
+    try:
+        yield
+    except OutputError as error:
+        raise type(error)(str(error).replace("with -o", "with --work")) from error
 
 
 def _files_of(folder: Path) -> dict[str, Path]:
