@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.helpers.commands import only_line
+from tests.helpers.commands import left, only_line
 from tests.helpers.paths import ROOT
 from tests.helpers.results import SIZE
 from tests.helpers.slides import noise
@@ -60,3 +60,11 @@ def test_a_slide_that_is_not_there_is_refused(call, result):
     assert (
         only_line(call("view", result.folder, "--slide", "gone.svs", "--no-open")) == "gone.svs: no such file"
     )
+
+
+@pytest.mark.parametrize("command", [["view"], ["render"], ["qupath", "-p", "project"]])
+def test_results_at_a_url_are_to_be_copied_first(call, tmp_path, command):
+    result = call(*command, "s3://name:word@bucket/maps")
+    assert result.exit_code == 2
+    assert "'s3://bucket/maps' is a URL; copy the results to this machine, with all files" in result.stderr
+    assert left(tmp_path) == []

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from wsi_saliency.cli.options import Command, examples
 from wsi_saliency.cli.terminal import echo, echo_table, speak
-from wsi_saliency.cli.types import Output
+from wsi_saliency.cli.types import Output, Written
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(
@@ -16,7 +19,7 @@ from wsi_saliency.cli.types import Output
     short_help="Put slides and their maps into a QuPath project.",
     epilog=examples("qupath saliency/ -p project", "qupath maps/a maps/b -p project --no-tiles"),
 )
-@click.argument("outs", nargs=-1, required=True, metavar="OUT...", type=click.Path(path_type=Path))
+@click.argument("outs", nargs=-1, required=True, metavar="OUT...", type=Written())
 @click.option(
     "-p",
     "--project",

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from wsi_saliency.cli.options import Command, examples, options, out_option
 from wsi_saliency.cli.terminal import echo, speak
-from wsi_saliency.cli.types import Box, Number
+from wsi_saliency.cli.types import Box, Number, Written
 from wsi_saliency.settings import Bounds, CacheSettings, whole
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(
@@ -22,7 +24,7 @@ from wsi_saliency.settings import Bounds, CacheSettings, whole
         "render saliency/slide --region 12000,8000,4000,3000 --scale 1 -o figure.png",
     ),
 )
-@click.argument("folder", metavar="RESULT", type=click.Path(path_type=Path))
+@click.argument("folder", metavar="RESULT", type=Written())
 @out_option("FILE", "figure.pdf", "File to write: .pdf, .svg or .png.")
 @click.option(
     "--region",

@@ -45,6 +45,24 @@ class Output(click.Path):
             return self.fail(str(error), param, ctx)
 
 
+class Written(click.Path):
+    """A folder that run has written, on this machine."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path)
+
+    def convert(self, value: Any, param: _Param, ctx: _Context) -> Any:
+        """Refuse URLs: results there are for other programs, and for copying."""
+        if isinstance(value, str) and is_url(value):
+            self.fail(
+                f"{shown(value)!r} is a URL; copy the results to this machine, with all files, and name "
+                "that folder",
+                param,
+                ctx,
+            )
+        return super().convert(value, param, ctx)
+
+
 class Number(click.ParamType):  # type: ignore[type-arg]
     """A number within bounds, with a decimal point; or a word for none at all."""
 

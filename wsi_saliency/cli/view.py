@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from wsi_saliency.cli.options import Command, examples, options
 from wsi_saliency.cli.terminal import INTERRUPTED, echo, speak
-from wsi_saliency.cli.types import Number
+from wsi_saliency.cli.types import Number, Written
 from wsi_saliency.settings import CacheSettings, whole
 from wsi_saliency.urls import located
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @click.command(
@@ -18,7 +21,7 @@ from wsi_saliency.urls import located
     short_help="Look at maps over their slides in a browser.",
     epilog=examples("view saliency/", "view saliency/slide --slide moved/slide.svs"),
 )
-@click.argument("out", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT", type=Written())
 @click.option(
     "--slide",
     metavar="PATH|URL",
