@@ -157,10 +157,13 @@ class PatchReader:
         SlideError
             If a region cannot be read.
         """
-        patches = iter(self)
+        side, held = self.grid.patch, self._held()
         for start in range(0, len(self.tiles), n):
             tiles = self.tiles[start : start + n]
-            yield tiles, np.stack([next(patches) for _ in tiles])
+            patches = np.empty((len(tiles), side, side, 3), np.uint8)
+            for patch, (tile, blocks) in zip(patches, held, strict=False):
+                self._cut(tile, blocks, patch)
+            yield tiles, patches
 
     def read_all(self) -> NDArray[np.uint8]:
         """Read the patches of a few tiles at once, (N, P, P, 3)."""
@@ -168,6 +171,12 @@ class PatchReader:
         return np.array([*self], np.uint8).reshape(-1, side, side, 3)
 
     def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        side = self.grid.patch
+        for tile, blocks in self._held():
+            yield self._cut(tile, blocks, np.empty((side, side, 3), np.uint8))
+
+    def _held(self) -> Iterator[tuple[Tile, dict[Block, NDArray[np.uint8]]]]:
+        """Yield each tile with the blocks that are held meanwhile, its own among them."""
         steps = block_changes(_Needs(self.tiles, self.grid.patch), self.memory // (BLOCK * BLOCK * 3))
         held: dict[Block, NDArray[np.uint8]] = {}
         with ThreadPoolExecutor(self.workers, thread_name_prefix="slide") as threads:
@@ -177,7 +186,7 @@ class PatchReader:
                         del held[block]
                     for block, pixels in reads.items():
                         held[block] = self._wait(pixels)
-                    yield self._cut(tile, held)
+                    yield tile, held
             finally:
                 threads.shutdown(wait=True, cancel_futures=True)
 
@@ -206,10 +215,11 @@ class PatchReader:
         self.blocks_read += 1
         return result
 
-    def _cut(self, tile: Tile, held: dict[Block, NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    def _cut(
+        self, tile: Tile, held: dict[Block, NDArray[np.uint8]], patch: NDArray[np.uint8]
+    ) -> NDArray[np.uint8]:
         """Cut a patch (P, P, 3) from the blocks under it."""
         side = self.grid.patch
-        patch = np.empty((side, side, 3), np.uint8)
         for block in blocks_under(tile, side):
             x, y = block.column * BLOCK - tile.canvas_x, block.row * BLOCK - tile.canvas_y
             to_x, to_y = slice(max(x, 0), min(x + BLOCK, side)), slice(max(y, 0), min(y + BLOCK, side))
