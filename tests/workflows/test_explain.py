@@ -98,8 +98,8 @@ def test_the_record_says_what_was_done(slide, result):
     stations = {"tissue", "drift", "read", "explain", "stitch", "zarr", "tiff", "overview"}
     stations |= {"exports", "report"}
     assert record["seconds"].keys() == {"total"} | stations
-    spent = sum(record["seconds"][name] for name in stations)
-    assert 0 < spent <= record["seconds"]["total"] + 0.01
+    one_after_another = stations - {"overview"}  # pictures are drawn beside
+    assert 0 < sum(record["seconds"][name] for name in one_after_another) <= record["seconds"]["total"] + 0.01
     assert record["seconds"][record["slowest_station"]] == max(record["seconds"][n] for n in stations)
     assert {"wsi-saliency", "torch", "timm", "openslide-python", "python"} <= record["versions"].keys()
     assert record["peak_memory_mb"] is None or record["peak_memory_mb"] > 50

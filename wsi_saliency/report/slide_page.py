@@ -18,7 +18,7 @@ from wsi_saliency.report.slide_pictures import layers, strongest, thumbnail_addr
 from wsi_saliency.settings import RunSettings, options_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -67,7 +67,9 @@ class Neighbour:
     purpose: str
 
 
-def write_slide_page(result: Result, slide: Slide, thumbnail: NDArray[np.uint8]) -> None:
+def write_slide_page(
+    result: Result, slide: Slide, thumbnail: NDArray[np.uint8], coming: Collection[str] = ()
+) -> None:
     """Write ``report.html`` into the folder of a result, which may lack its ``run.json`` still.
 
     Parameters
@@ -78,24 +80,28 @@ def write_slide_page(result: Result, slide: Slide, thumbnail: NDArray[np.uint8])
         The slide, open; the strongest patches are read from it.
     thumbnail
         The whole slide, (H, W, 3) uint8 RGB.
+    coming
+        Files that are to be named, too, and are still being written.
 
     Raises
     ------
     OutputError, SlideError
         If the page cannot be written, or the slide not be read.
     """
-    page = slide_page(result, slide, thumbnail)
+    page = slide_page(result, slide, thumbnail, coming)
     with writing(result.folder / REPORT):
         # One that was carried over from an older result may be the same file as the older result's.
         (result.folder / REPORT).unlink(missing_ok=True)
         (result.folder / REPORT).write_text(page, encoding="utf-8")
 
 
-def slide_page(result: Result, slide: Slide, thumbnail: NDArray[np.uint8]) -> str:
+def slide_page(
+    result: Result, slide: Slide, thumbnail: NDArray[np.uint8], coming: Collection[str] = ()
+) -> str:
     """Return the page; the parameters are those of `write_slide_page`."""
     record = result.record
     size = Size(thumbnail.shape[1], thumbnail.shape[0])
-    neighbours = _neighbours(result.folder)
+    neighbours = _neighbours(result.folder, coming)
     return rendered(
         "slide.html",
         subject=" · ".join([record["slide"]["name"], record["model"]["uri"], ", ".join(result.targets)]),
@@ -208,9 +214,10 @@ def _quality_facts(record: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _neighbours(folder: Path) -> list[Neighbour]:
+def _neighbours(folder: Path, coming: Collection[str]) -> list[Neighbour]:
     """Name the files that lie beside the page, ``run.json`` among them, which is written last."""
-    names = sorted({path.name for path in folder.iterdir()} - {REPORT} | {RUN_JSON}, key=_order)
+    there = {path.name for path in folder.iterdir()} - {REPORT}
+    names = sorted({*there, *coming, RUN_JSON}, key=_order)
     return [Neighbour(name, quote(f"./{name}"), _FILES.get(_ending(name), "")) for name in names]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,6 @@ from wsi_saliency.heatmap.dicom import check_installed
 from wsi_saliency.heatmap.differences import differences
 from wsi_saliency.heatmap.exports import export, export_again
 from wsi_saliency.heatmap.ome_tiff import write_ome_tiff
-from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.overview import Predictions, thumbnail_size, write_overview
 from wsi_saliency.heatmap.quality_counts import quality_counts
 from wsi_saliency.heatmap.result import OVERVIEW, TILES, ZARR, MapFiles, Result, write_record
@@ -31,6 +30,7 @@ from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.store import facts_of
 from wsi_saliency.slides.whole import read_whole
 from wsi_saliency.urls import home_of, located, name_of
+from wsi_saliency.workflows.beside import beside
 from wsi_saliency.workflows.first_look import look_at
 from wsi_saliency.workflows.journal import Journal
 from wsi_saliency.workflows.plan import Plan, plan_slide, with_drift
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from wsi_saliency.heatmap.result import MapRecord
+    from wsi_saliency.heatmap.ome_zarr import Heatmap
     from wsi_saliency.mapspec import MapSpec
     from wsi_saliency.models.classifier import Classifier
     from wsi_saliency.slides.slide import Slide
@@ -285,16 +285,13 @@ def _explain(
         Journal.open(work, plan, settings, clock, before, writes=writes) as journal,
     ):
         try:
-            record = _write_results(plan, settings, work, journal, before, progress)
+            made = _make_maps(plan, settings, work, journal, before, progress)
         except DamagedSnapshotError as error:
             journal.start_anew(str(error))
-            record = _write_results(plan, settings, work, journal, before, progress)
-        grown = replace(Result.growing(work, record, folder), slide_file=slide.source.file)
-        with clock.station("exports"):
-            made = export(grown)
-        with clock.station("report"):
-            write_slide_page(grown, slide, seen.thumbnail)
-        write_record(work, finished(record, clock, made))
+            made = _make_maps(plan, settings, work, journal, before, progress)
+        grown = replace(Result.growing(work, made.record, folder), slide_file=slide.source.file)
+        exported = _show(grown, made, plan, settings, clock)
+        write_record(work, finished(made.record, clock, exported))
     result = Result.read(folder)
     assert result is not None
     return replace(result, added=plan.maps if before else ())
@@ -305,48 +302,69 @@ def _other_grid(plan: Plan, before: Result) -> str:
     return f"patches {earlier} px apart, which does not suit the new layers (now {plan.grid.stride})"
 
 
-def _write_results(
+@dataclass(frozen=True)
+class _Made:
+    """What there is when all patches are explained: the record, the new maps, what is said of the target."""
+
+    record: dict[str, Any]
+    heatmaps: dict[MapSpec, Heatmap]
+    predictions: Predictions
+
+
+def _make_maps(
     plan: Plan,
     settings: RunSettings,
     work: Path,
     journal: Journal,
     before: Result | None,
     progress: Progress,
-) -> dict[str, Any]:
-    """Explain a slide; write maps and pictures to the folder ``work``; return the record."""
-    clock = journal.clock
-    with clock.station("drift"):
+) -> _Made:
+    """Explain a slide; write its maps as stores, and the table of patches, to the folder ``work``."""
+    with journal.clock.station("drift"):
         plan = journal.placed() or with_drift(plan, settings.workers)
     if before and not journal.saved:
         _carry_over(before, plan, work)
     heatmaps, predictions = explain_tiles(plan, settings, work, journal, before=before, progress=progress)
     earlier = before.maps if before else ()
-    files = MapFiles.of([*(found.spec for found in earlier), *plan.maps])
-    with clock.station("tiff"):
-        for spec, heatmap in heatmaps.items():
-            write_ome_tiff(work / files[spec].ome_tiff, heatmap)
-    with clock.station("overview"):
-        for spec, heatmap in heatmaps.items():
-            _write_overview(work / files[spec].overview, plan, spec, heatmap, predictions, settings)
     maps = [*earlier, *(map_record(plan, spec, heatmap) for spec, heatmap in heatmaps.items())]
-    with clock.station("overview"):
-        _write_contact_sheet(work, maps, plan.seen.thumbnail, predictions[0], settings)
     record = run_record(plan, settings, maps, predictions, before)
-    return record | {"quality": quality_counts(work / TILES)}
+    return _Made(record | {"quality": quality_counts(work / TILES)}, heatmaps, predictions[0])
+
+
+def _show(
+    grown: Result, made: _Made, plan: Plan, settings: RunSettings, clock: Stopwatch
+) -> dict[str, dict[str, Any]]:
+    """Write all that is made from the maps; return what is said of exports.
+
+    Half of the time goes into compressing pictures, which leaves a processor to the rest.
+    """
+    pictures = {OVERVIEW, *(grown.files(found.spec).overview for found in grown.maps)}
+    with beside(partial(_draw, grown, made, plan, settings, clock)):
+        with clock.station("tiff"):
+            for spec, heatmap in made.heatmaps.items():
+                write_ome_tiff(grown.folder / grown.files(spec).ome_tiff, heatmap)
+        with clock.station("exports"):
+            exported = export(grown)
+        with clock.station("report"):
+            write_slide_page(grown, plan.slide, plan.seen.thumbnail, coming=pictures)
+    return exported
+
+
+def _draw(grown: Result, made: _Made, plan: Plan, settings: RunSettings, clock: Stopwatch) -> None:
+    """Draw each new map, and all maps of a result that has several in one picture."""
+    with clock.station("overview"):
+        for spec, heatmap in made.heatmaps.items():
+            path = grown.folder / grown.files(spec).overview
+            _write_overview(path, plan, spec, heatmap, made.predictions, settings)
+        if len(grown.maps) > 1:
+            _write_contact_sheet(grown, plan.seen.thumbnail, made.predictions, settings)
 
 
 def _write_contact_sheet(
-    work: Path,
-    maps: list[MapRecord],
-    thumbnail: NDArray[np.uint8],
-    predictions: Predictions,
-    settings: RunSettings,
+    grown: Result, thumbnail: NDArray[np.uint8], predictions: Predictions, settings: RunSettings
 ) -> None:
-    """Draw all maps of a result, if it has several, in one picture."""
-    files = MapFiles.of([found.spec for found in maps])
-    if len(maps) > 1:
-        shown = [(found, Heatmap.open(work / files[found.spec].ome_zarr)) for found in maps]
-        write_contact_sheet(work / OVERVIEW, thumbnail, shown, predictions, settings.range)
+    shown = [(found, grown.heatmap(found.spec)) for found in grown.maps]
+    write_contact_sheet(grown.folder / OVERVIEW, thumbnail, shown, predictions, settings.range)
 
 
 def _carry_over(before: Result, plan: Plan, work: Path) -> None:
@@ -368,7 +386,7 @@ def _write_overview(
     plan: Plan,
     spec: MapSpec,
     heatmap: Heatmap,
-    predictions: list[Predictions],
+    predictions: Predictions,
     settings: RunSettings,
 ) -> None:
     """Draw the map of the first target."""
@@ -379,6 +397,6 @@ def _write_overview(
         heatmap,
         label=f"{network.quantity(spec.attribution)}, {plan.explainer.target_names[0]} logit",
         signed=not network.is_magnitude(spec.attribution),
-        predictions=predictions[0],
+        predictions=predictions,
         value_range=settings.range,
     )
