@@ -319,7 +319,7 @@ def test_another_run_begins_anew_and_says_so(slide, tmp_path, monkeypatch, caplo
     if what == "slide file":
         os.utime(own, (1, 1))
     if what == "versions":
-        monkeypatch.setattr(record, "version", lambda name: "0.0.0")
+        monkeypatch.setattr(record, "_version", lambda name: "0.0.0")
     how = {"explainer": explainer} if explainer else {}
     result = run(own, tmp_path / "out" / "a", settings, **how)
     (said,) = [text for text in caplog.messages if "from the start" in text]
