@@ -115,7 +115,7 @@ def compare(name: str, net: nn.Module, x: Tensor, repeats: int, steps: int, devi
     own = own_copy(net, x[:1], keep={layer})
     bounds = {"backward-hook": "≤ 1.05", "centred-hook": "≤ 1.05", "forward-hook": "≤ 1.15"}
     maps = {method: MapSpec(layer, method, "gradient") for method in (PLAIN, *bounds)}
-    network = Network(own, tuple(maps.values()), {}, torch.zeros_like(x[:1]))
+    network = Network(own, tuple(maps.values()), baseline_image=torch.zeros_like(x[:1]))
     for method, bound in bounds.items():
         pair = (partial(network.explain, x, [targets], dropped, [maps[m]]) for m in (method, PLAIN))
         row(f"{method} / {PLAIN}", *pair, 3 * repeats, device, bound, memory=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING
@@ -83,7 +83,8 @@ class Network:
 
     module: nn.Module
     maps: tuple[MapSpec, ...]
-    geometry: dict[MapSpec, LayerGeometry]
+    _: KW_ONLY
+    geometry: dict[MapSpec, LayerGeometry] = field(default_factory=dict)
     baseline_image: Tensor
     precision: Precision = "fp32"
     surrogate: Surrogate | None = None
@@ -139,10 +140,10 @@ class Network:
         return cls(
             module.to(device),
             tuple(maps),
-            geometry,
-            blank,
-            resolve_precision(precision),
-            stand_in,
+            geometry=geometry,
+            baseline_image=blank,
+            precision=resolve_precision(precision),
+            surrogate=stand_in,
             signed=signed,
         )
 

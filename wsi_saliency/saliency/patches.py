@@ -96,13 +96,12 @@ class PatchExplainer:
         self._network = Network(
             module,
             (self._spec,),
-            {},
-            _one_image(baseline, sample),
-            resolve_precision(precision),
-            stand_in,
-            steps,
-            Noise(*smoothgrad, seed) if smoothgrad else None,
-            signed,
+            baseline_image=_one_image(baseline, sample),
+            precision=resolve_precision(precision),
+            surrogate=stand_in,
+            steps=steps,
+            noise=Noise(*smoothgrad, seed) if smoothgrad else None,
+            signed=signed,
         )
         self._map_checked = False
 

@@ -206,17 +206,27 @@ class Tape:
     calls: list[tuple[str, tuple[Any, ...], Any]] = field(default_factory=list)
 
 
-class RecordBaseline(TorchFunctionMode):
-    """Notes the calls that have a rule on a `Tape`, once `start` was called."""
+class _Watching(TorchFunctionMode):
+    """Sees every function that is called, and does something about it once `start` was called.
+
+    What is called before, below the layer, is none of its business.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._on = False
+
+    def start(self) -> None:
+        """Do it from here on."""
+        self._on = True
+
+
+class RecordBaseline(_Watching):
+    """Notes the calls that have a rule on a `Tape`."""
 
     def __init__(self) -> None:
         super().__init__()
         self.tape = Tape()
-        self._on = False
-
-    def start(self) -> None:
-        """Note from here on."""
-        self._on = True
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -232,8 +242,8 @@ class RecordBaseline(TorchFunctionMode):
         return result
 
 
-class RescaleRule(TorchFunctionMode):
-    """Makes backpropagation send contributions back by the rule, once `start` was called.
+class RescaleRule(_Watching):
+    """Makes backpropagation send contributions back by the rule.
 
     Parameters
     ----------
@@ -244,11 +254,6 @@ class RescaleRule(TorchFunctionMode):
     def __init__(self, tape: Tape) -> None:
         super().__init__()
         self._calls = iter(tape.calls)
-        self._on = False
-
-    def start(self) -> None:
-        """Apply the rule from here on."""
-        self._on = True
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

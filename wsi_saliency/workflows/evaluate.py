@@ -280,7 +280,7 @@ def _sanity(
     placement = explained[kind_of(trained, spec)].placement
 
     def explain(module: nn.Module) -> NDArray[np.float32]:
-        network = Network(module, (spec,), {}, trained.baseline_image, trained.precision)
+        network = Network(module, (spec,), baseline_image=trained.baseline_image, precision=trained.precision)
 
         def maps(images: Tensor, target: Tensor) -> Tensor:
             found: list[Tensor] = []
