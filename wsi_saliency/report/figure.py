@@ -94,7 +94,7 @@ def width_at(scale: float, region_um: float, dpi: int, *, beside: bool) -> float
     if not _WIDTHS[0] <= width <= _WIDTHS[1] or pixels > _MOST_PIXELS:
         raise SettingsError(
             f"scale (--scale) is {scale:g} µm per pixel; the region's {region_um:.4g} µm would be {pixels} "
-            f"pixels, {width:.4g} mm at {dpi} dpi. A figure has {_WIDTHS[0]:g} to {_WIDTHS[1]:g} mm and at "
+            f"pixels, {width:.6g} mm at {dpi} dpi. A figure has {_WIDTHS[0]:g} to {_WIDTHS[1]:g} mm and at "
             f"most {_MOST_PIXELS} pixels: choose another --scale, --dpi or --region"
         )
     return width
