@@ -93,6 +93,16 @@ def test_a_slide_is_fetched_once(cache, put, web):
     assert cache.has(place, parts_of(place))
 
 
+@pytest.mark.parametrize("spoil", [Path.unlink, lambda file: file.write_bytes(b"half")])
+def test_a_copy_that_others_have_spoilt_is_fetched_anew(cache, put, spoil):
+    place = put("a.svs")
+    first = cache.source(place)
+    first.release()
+    spoil(first.file)
+    assert cache.source(place).file.read_bytes() == CONTENT
+    assert hidden(cache) == []
+
+
 def test_other_parameters_are_other_slides(cache, put):
     place = put("a.svs")
     first, second = (cache.source(located(f"{place}?id={i}&Signature={i}")) for i in (1, 2))

@@ -128,6 +128,14 @@ def test_what_is_refused_is_asked_for_once(web, status, words):
     assert len(web.asked) == 2  # HEAD, and GET where servers do not know that
 
 
+def test_a_store_that_does_not_answer_is_asked_once(web, monkeypatch):
+    monkeypatch.setattr(store, "_ANSWER", 0.2)
+    web.files["/a.svs"], web.pause = CONTENT, 2.0
+    with pytest.raises(SlideError, match="the slide cannot be read \\(there is no answer\\)"):
+        parts_of(located(f"{web.url}/a.svs"))
+    assert len(web.asked) == 1
+
+
 def test_nobody_there_is_one_line(bucket, web):
     for url in (f"{bucket}/none.svs", "s3://no-such-bucket-anywhere/a.svs"):
         with pytest.raises(SlideError, match=f"^{url}: the slide cannot be read \\(") as caught:

@@ -143,6 +143,9 @@ class SlideCache:
         with self._locked():
             if _Entry.read(folder) is None:  # it has just gone
                 return None
+            if not all(_is_whole(_file_of(folder / _FILES, part), part) for part in parts):
+                _remove(folder)  # others tidy up in caches, too
+                return None
             return self._source(place, folder, parts)
 
     def _fetched(
@@ -176,12 +179,15 @@ class SlideCache:
             known = sum(part.facts.size or 0 for part in parts)
             advance = stack.enter_context(watch(known)) if watch else None
             for part in parts:
-                with self._storing(), _file_of(to, part).open("wb") as file:
-                    for block in fetch(place, part):
-                        file.write(block)
-                        done += len(block)
-                        if advance:
-                            advance(len(block))
+                target = _file_of(to, part)
+                with self._storing():
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with target.open("wb") as file:
+                        for block in fetch(place, part):
+                            file.write(block)
+                            done += len(block)
+                            if advance:
+                                advance(len(block))
         return done
 
     def _write(self, new: Path, files: Path, place: UPath, size: int) -> None:
@@ -311,13 +317,15 @@ def _key(place: UPath, parts: Sequence[Part]) -> str:
 
 
 def _file_of(folder: Path, part: Part) -> Path:
-    """Return where a file of a slide goes, in a folder that is there."""
+    """Return where a file of a slide goes."""
     name = str(part.name)
     if sys.platform == "win32":
         name = name.translate(dict.fromkeys(map(ord, '<>:"|?*'), "_"))
-    file = folder / name
-    file.parent.mkdir(parents=True, exist_ok=True)
-    return file
+    return folder / name
+
+
+def _is_whole(file: Path, part: Part) -> bool:
+    return file.is_file() and part.facts.size in (None, file.stat().st_size)
 
 
 def _held(file: Path) -> bool:

@@ -207,6 +207,10 @@ def _blocks(place: UPath, part: Part, size: int) -> Iterator[bytes]:
             return
 
 
+class _SilentError(TimeoutError):
+    """A store has not answered for so long that it is not asked again."""
+
+
 class _NoRangesError(Exception):
     """A server sends files whole only."""
 
@@ -248,10 +252,14 @@ def _patience(place: UPath) -> dict[str, Any]:
 def asked(place: UPath, what: str, *arguments: Any, **how: Any) -> Any:
     """Ask a store for something, such as ``"info"``; it has 90 seconds to answer."""
     from fsspec.asyn import AsyncFileSystem, sync
+    from fsspec.exceptions import FSTimeoutError
 
     fs = place.fs
     if isinstance(fs, AsyncFileSystem) and not fs.asynchronous and what != "find":
-        return sync(fs.loop, getattr(fs, f"_{what}"), *arguments, timeout=_ANSWER, **how)
+        try:
+            return sync(fs.loop, getattr(fs, f"_{what}"), *arguments, timeout=_ANSWER, **how)
+        except FSTimeoutError as error:
+            raise _SilentError from error
     return getattr(fs, what)(*arguments, **how)
 
 
@@ -262,7 +270,7 @@ def tried(ask: Callable[[], _T]) -> _T:
             return ask()
         except Exception as error:
             reraise_interruption()
-            if isinstance(error, _NoRangesError) or is_final(error):
+            if isinstance(error, _NoRangesError | _SilentError) or is_final(error):
                 raise
             log.debug("asking again in %g s: %s", wait, type(error).__name__)
         until = time.monotonic() + wait
