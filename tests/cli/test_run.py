@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+from base64 import b64decode
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -66,6 +67,8 @@ def test_results_at_a_url_are_those_of_a_folder(call, slide, tmp_path):
     assert set(expected) == {str(p.relative_to(there)) for p in there.rglob("*") if p.is_file()}
     for name in set(expected) - {"run.json", "report.html", "overlay.groovy"}:  # times and places
         assert (there / name).read_bytes() == expected[name].read_bytes(), name
+    packed = re.findall(r"^ *'([A-Za-z0-9+/=]+)',$", (there / "overlay.groovy").read_text(), re.MULTILINE)
+    assert json.loads(b64decode("".join(packed)))["results"][0]["folder"] == f"{url}/slide"
     assert not Path("work").exists()
     assert f"kept {url}/slide, which has" in call(*at_url).stdout
     assert f"kept {url}/slide, which has" in call(*at_url, "--dry-run").stdout

@@ -29,7 +29,7 @@ from tests.helpers.runs import (
     without_pictures,
 )
 from tests.helpers.slides import pyramid, section, write_svs, write_tiff
-from wsi_saliency.errors import OutputError, SlideError
+from wsi_saliency.errors import OutputError, SettingsError, SlideError
 from wsi_saliency.geometry import positions
 from wsi_saliency.heatmap.ome_zarr import Heatmap
 from wsi_saliency.heatmap.overview import Predictions, write_overview
@@ -575,3 +575,11 @@ def test_a_method_that_does_nothing_at_the_layer_is_said_to(layer, methods, said
     notices = [record.message for record in caplog.records if "lies behind" in record.message]
     assert len(notices) == len(said)
     assert all(part in notice for part, notice in zip(said, notices, strict=True))
+
+
+def test_a_url_does_not_become_a_folder_of_that_name(slide, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(SettingsError, match=r"^s3://bucket/maps: is a URL; give a folder, or"):
+        explain_slide(slide, "s3://bucket/maps", SETTINGS)
+    assert sorted(tmp_path.iterdir()) == before

@@ -95,7 +95,8 @@ def export_again(
         for path in result.folder.iterdir():
             if path.name != RUN_JSON and not is_export(path.name):
                 carry(path, work / path.name)
-        grown = replace(Result.growing(work, record, result.folder), slide_file=result.slide_file)
+        growing_result = Result.growing(work, record, result.folder)
+        grown = replace(growing_result, slide_file=result.slide_file, url=result.url)
         record["exports"] = export(grown)
         if show:
             show(grown)

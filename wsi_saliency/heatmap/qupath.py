@@ -96,7 +96,7 @@ def overlay_facts(results: Sequence[Result]) -> dict[str, Any]:
     return {
         "results": [
             {
-                "folder": str(result.home),
+                "folder": result.url or str(result.home),
                 "slide": _slide(result),
                 "views": [view for found in result.maps for view in _views(result, found)],
             }

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from wsi_saliency.errors import BusyError, NoRoomError, WsiSaliencyError
 from wsi_saliency.heatmap.shelf import Manner, shelved
 from wsi_saliency.interruption import reraise_interruption
+from wsi_saliency.urls import name_of
 from wsi_saliency.workflows.ahead import LookAhead
 from wsi_saliency.workflows.explain import check_job, explain_slide, load_explainer, stays
 from wsi_saliency.workflows.jobs import Outcome
@@ -110,13 +111,14 @@ class SlideWork:
                 wait=self.wait,
                 progress=self.progress,
                 prepared=prepared,
+                url="" if shelf.shared_folder else shelf.where(job.name),
             )
 
         return shelf.explained(
             job.name,
             make,
             lambda result: stays(result, job.slide, settings, explainer),
-            lambda what, files: show(f"{job.slide.name}: {what}", files, "file"),
+            lambda what, files: show(f"{name_of(job.slide)}: {what}", files, "file"),
             Manner(self.overwrite, self.wait),
         )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from wsi_saliency.errors import OutputError
+from wsi_saliency.errors import OutputError, SettingsError
 from wsi_saliency.files import carry, check_free, growing, locked
 from wsi_saliency.heatmap.contact_sheet import write_contact_sheet
 from wsi_saliency.heatmap.dicom import check_installed
@@ -29,7 +29,7 @@ from wsi_saliency.settings import RunSettings
 from wsi_saliency.slides.opening import open_slide
 from wsi_saliency.slides.store import facts_of
 from wsi_saliency.slides.whole import read_whole
-from wsi_saliency.urls import home_of, located, name_of
+from wsi_saliency.urls import home_of, is_url, located, name_of, shown
 from wsi_saliency.workflows.beside import beside
 from wsi_saliency.workflows.first_look import look_at
 from wsi_saliency.workflows.journal import Journal
@@ -111,6 +111,7 @@ def explain_slide(
     wait: bool = True,
     progress: bool | Progress = False,
     prepared: Prepared | None = None,
+    url: str = "",
 ) -> Result:
     """Turn a slide into hidden-layer saliency heatmaps that lie on it to the pixel.
 
@@ -137,12 +138,16 @@ def explain_slide(
         shows it elsewhere.
     prepared
         The slide, if it was looked at ahead; it is closed.
+    url
+        Where the results go from there, if they do: exports name it.
 
     Raises
     ------
     SlideError, ModelError, SettingsError, OutputError
         If the slide cannot be read, the classifier not explained, or the results not be written.
     """
+    if is_url(folder):
+        raise SettingsError(f"{shown(folder)}: is a URL; give a folder, or the URL to wsi-saliency run -o")
     path, folder, settings = located(slide), Path(folder), settings or RunSettings()
     before = None if overwrite else Result.read(folder)
     if before and (kept := stays(before, path, settings, explainer)):
@@ -152,7 +157,7 @@ def explain_slide(
         if not overwrite and (kept := _kept(path, folder, settings, explainer)):
             if kept.differences or not kept.lacks_exports(settings):
                 return kept  # of the run that had the lock before
-            return _export_again(path, kept, settings)
+            return _export_again(path, replace(kept, url=url), settings)
         show = shown_by(progress)
         with prepared.slide if prepared else _opened(path, settings, show) as opened:
             for warning in opened.warnings:
@@ -166,7 +171,15 @@ def explain_slide(
             seen = prepared.seen if prepared else None
             try:
                 return _explain(
-                    opened, folder, explaining, settings, before, show, resume=not overwrite, seen=seen
+                    opened,
+                    folder,
+                    explaining,
+                    settings,
+                    before,
+                    show,
+                    resume=not overwrite,
+                    seen=seen,
+                    url=url,
                 )
             finally:  # what did not fit here does not fit in the next slide
                 explainer.batch = min(explainer.batch, explaining.batch)
@@ -265,6 +278,7 @@ def _explain(
     *,
     resume: bool,
     seen: FirstLook | None = None,
+    url: str = "",
 ) -> Result:
     """Make the maps that are not there yet, and put the result in its place."""
     clock = Stopwatch()
@@ -289,7 +303,7 @@ def _explain(
         except DamagedSnapshotError as error:
             journal.start_anew(str(error))
             made = _make_maps(plan, settings, work, journal, before, progress)
-        grown = replace(Result.growing(work, made.record, folder), slide_file=slide.source.file)
+        grown = replace(Result.growing(work, made.record, folder), slide_file=slide.source.file, url=url)
         exported = _show(grown, made, plan, settings, clock)
         write_record(work, finished(made.record, clock, exported))
     result = Result.read(folder)
