@@ -22,7 +22,7 @@ BESIDE = {
     "run": {"out", "overwrite", "dry_run", "quiet", "verbose"},
     "inspect": set(),
     "check-model": {"as_json", "out"},
-    "train-surrogate": {"out", "quiet"},
+    "train-surrogate": {"out", "overwrite", "quiet"},
     "evaluate": {"out", "overwrite", "quiet"},
 }
 """Options that are no settings."""

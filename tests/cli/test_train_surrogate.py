@@ -38,10 +38,11 @@ def test_options_reach_the_training(call, slide, asked):
         "device": "cpu",
     }
     arguments = [word for name, v in given.items() for word in (f"--{name.replace('_', '-')}", v)]
-    result = call("train-surrogate", slide, "-o", "new/s.st", *arguments)
+    result = call("train-surrogate", slide, "-o", "new/s.st", "--overwrite", *arguments)
     assert result.exit_code == 0, result.output
     assert asked["settings"] == TrainingSettings(**given)
     assert (asked["slides"], asked["file"], asked["progress"]) == ([slide], "new/s.st", True)
+    assert asked["overwrite"]
     assert result.stdout.splitlines()[-1] == "written       new/s.st"
 
 
@@ -49,3 +50,4 @@ def test_quiet_says_nothing(call, slide, asked):
     result = call("train-surrogate", slide, "--quiet")
     assert (result.exit_code, result.output) == (0, "")
     assert (asked["settings"], asked["progress"]) == (TrainingSettings(), False)
+    assert not asked["overwrite"]

@@ -112,6 +112,18 @@ def test_a_surrogate_is_trained_from_slide_to_file(slide, model, tmp_path):
     assert [path.name for path in out.parent.iterdir()] == [out.name]
 
 
+def test_a_surrogate_that_is_there_is_replaced_only_if_that_is_wanted(slide, model, tmp_path):
+    out = tmp_path / "surrogate.safetensors"
+    assert train(slide, model, out, "--epochs", "1").exit_code == 0
+    before = out.read_bytes()
+    said = one_line(train(slide, model, out))
+    assert said == f"Error: {out}: is there already; --overwrite replaces it, -o names another file\n"
+    assert out.read_bytes() == before
+    assert train(slide, model, out, "--overwrite").exit_code == 0
+    assert Surrogate.load(out).settings["epochs"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
 def test_without_patches_held_out_all_are_trained_on_and_nothing_is_scored(slide, model, tmp_path):
     result = train(slide, model, tmp_path / "s.safetensors", "--held-out", "0")
     assert result.exit_code == 0, result.output

@@ -29,9 +29,12 @@ if TYPE_CHECKING:
     "surrogate.safetensors",
     "File to write. FILE.checkpoint beside it lets an interrupted training continue.",
 )
+@click.option("--overwrite", is_flag=True, help="Replace a surrogate that is there, when the new one is.")
 @quiet_option
 @options(TrainingSettings)
-def train_surrogate(slides: tuple[str, ...], out: Path, settings: TrainingSettings, *, quiet: bool) -> None:
+def train_surrogate(
+    slides: tuple[str, ...], out: Path, settings: TrainingSettings, *, overwrite: bool, quiet: bool
+) -> None:
     """Train the surrogate of a classifier, for run --method surrogate, on tissue of SLIDEs.
 
     Each strided convolution but the first gets a stand-in that learns its answers and looks at all pixels
@@ -43,7 +46,7 @@ def train_surrogate(slides: tuple[str, ...], out: Path, settings: TrainingSettin
 
     paths = find_paths(slides)
     try:
-        surrogate = train_surrogate_on_slides(paths, out, settings, progress=not quiet)
+        surrogate = train_surrogate_on_slides(paths, out, settings, overwrite=overwrite, progress=not quiet)
     except KeyboardInterrupt as e:
         if checkpoint_of(out).exists():
             raise interrupted(e, f"the same command continues from {checkpoint_of(out)}") from None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from wsi_saliency.errors import ModelError
+from wsi_saliency.errors import ModelError, OutputError
 from wsi_saliency.files import check_file, locked
 from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.models.classifier import Classifier, probabilities, standard_logits
@@ -41,6 +41,7 @@ def train_surrogate_on_slides(
     file: Path | str,
     settings: TrainingSettings | None = None,
     *,
+    overwrite: bool = False,
     progress: bool = False,
 ) -> Surrogate:
     """Train a surrogate for a classifier on patches of slides, and write it to a file.
@@ -56,6 +57,8 @@ def train_surrogate_on_slides(
         Where the surrogate goes.
     settings
         How it is trained; the defaults of `TrainingSettings` if left out.
+    overwrite
+        Replace a file that is there, when the new surrogate is; otherwise that is an error.
     progress
         Show a bar with the loss of each layer, where there is a terminal.
 
@@ -66,8 +69,9 @@ def train_surrogate_on_slides(
         replace, the settings do not fit, or the file cannot be written.
     """
     file, settings = Path(file), settings or TrainingSettings()
-    check_file(file)
+    _check_free(file, overwrite=overwrite)
     with locked(file, "file"):
+        _check_free(file, overwrite=overwrite)  # another training may have been at it meanwhile
         for path in slides:
             watch = download(shown_by(progress), name_of(path))
             # raises before the classifier is loaded, not after
@@ -83,6 +87,19 @@ def train_surrogate_on_slides(
         surrogate.save(file)
         checkpoint.unlink(missing_ok=True)
     return surrogate
+
+
+def _check_free(file: Path, *, overwrite: bool) -> None:
+    """Refuse to replace what may have taken hours, unless that is wanted.
+
+    Raises
+    ------
+    OutputError
+        If a file is there, or a folder.
+    """
+    check_file(file)
+    if file.exists() and not overwrite:
+        raise OutputError(f"{file}: is there already; --overwrite replaces it, -o names another file")
 
 
 def checkpoint_of(file: Path) -> Path:
