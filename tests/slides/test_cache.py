@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from wsi_saliency.slides import store
 from wsi_saliency.slides.cache import SlideCache, user_cache
 from wsi_saliency.slides.store import parts_of
 from wsi_saliency.urls import located
+from wsi_saliency.working import working_folder
 
 CONTENT = bytes(1000)
 SOURCE = """
@@ -288,3 +290,21 @@ def test_the_cache_is_in_that_of_the_user(monkeypatch, tmp_path):
 def test_where_a_slide_is_kept_is_not_recorded():
     assert CacheSettings(slide_cache=Path("x")).to_json() == {}
     assert re.search("cache", CacheSettings.heading) is None
+
+
+def test_a_slide_that_another_run_fetches_is_waited_for_and_it_is_said_once(cache, put, caplog):
+    place, sources = put("a.svs"), []
+    cache.folder.mkdir()
+    thread = threading.Thread(target=lambda: sources.append(cache.source(place)))
+    with working_folder(cache.folder / caches._key(place, parts_of(place))):
+        thread.start()
+        while not caplog.messages:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        time.sleep(5 * caches._POLL)
+        assert not sources
+    thread.join(120)
+    assert sources[0].file.read_bytes() == CONTENT
+    assert [text.partition(": ")[2] for text in caplog.messages] == [
+        "another process is fetching it; waiting"
+    ]
