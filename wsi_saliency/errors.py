@@ -11,6 +11,10 @@ class SlideError(WsiSaliencyError):
     """A slide cannot be found, opened or read, or does not say how large its pixels are."""
 
 
+class NoRoomForSlideError(SlideError):
+    """A slide does not fit into the cache beside those that this process reads."""
+
+
 class ModelError(WsiSaliencyError):
     """A classifier cannot be found, loaded or explained."""
 

@@ -147,6 +147,16 @@ def test_the_next_slide_is_fetched_while_one_is_explained(url, web, tmp_path, sl
     assert [method for method, path, _ in web.asked if path == "/s/b.svs"].count("GET") == 1
 
 
+def test_a_slide_that_has_come_too_early_makes_room(url, web, tmp_path, slide):
+    web.files["/s/b.svs"] = slide.read_bytes()
+    jobs, over = find_slides([url, f"{web.url}/s/b.svs"]), threading.Event()
+    settings = replace(SETTINGS, slide_cache_size=f"{slide.stat().st_size * 1.5 / 1000} kB")
+    work = SlideWork(tmp_path / "out", settings, load=explainer_for)
+    work.look_ahead(jobs[1], over.set)
+    assert over.wait(60)
+    assert [work(job).failure for job in jobs] == [None, None]
+
+
 def test_worker_processes_open_what_is_at_urls(bucket, slide, tmp_path):
     for name in ("a #1?.svs", "sub/b.svs"):
         located(f"{bucket}/s/{name}").write_bytes(slide.read_bytes())

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from wsi_saliency.errors import SlideError
+from wsi_saliency.errors import NoRoomForSlideError, SlideError
 from wsi_saliency.interruption import reraise_interruption, tidying, undisturbed
 from wsi_saliency.messages import bytes_in_words
 from wsi_saliency.settings import CacheSettings
@@ -237,7 +237,7 @@ class SlideCache:
         if self._most and self._held(growing) + size > self._most:
             if others or growing:
                 raise _BusyError("the cache is full of slides that are in use (--slide-cache-size)")
-            raise SlideError(
+            raise NoRoomForSlideError(
                 f"{words}, and the others in use leave no room in the cache; --slide-cache-size allows more"
             )
         if self._free() < size:

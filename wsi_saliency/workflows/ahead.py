@@ -136,6 +136,12 @@ class LookAhead:
         found.slide.close()
         return None
 
+    def give_up(self) -> None:
+        """Let go of what is found, and wait until that is done."""
+        self.drop()
+        self._thread.join()
+        self._close_if_dropped()
+
     def drop(self) -> None:
         """Let go of what is found, at once or when it is."""
         self._dropped = True

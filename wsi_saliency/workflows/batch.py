@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from wsi_saliency.errors import BusyError, NoRoomError, WsiSaliencyError
+from wsi_saliency.errors import BusyError, NoRoomError, NoRoomForSlideError, WsiSaliencyError
 from wsi_saliency.heatmap.shelf import Manner, shelved
 from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.urls import name_of
@@ -101,7 +101,7 @@ class SlideWork:
     def _explained(self, job: Job, settings: RunSettings, shelf: Shelf, prepared: Prepared | None) -> Result:
         explainer, show = self._explaining(settings.targets), shown_by(self.progress)
 
-        def make(folder: Path) -> Result:
+        def explained(folder: Path) -> Result:
             return explain_slide(
                 job.slide,
                 folder,
@@ -113,6 +113,16 @@ class SlideWork:
                 prepared=prepared,
                 url="" if shelf.shared_folder else shelf.where(job.name),
             )
+
+        def make(folder: Path) -> Result:
+            try:
+                return explained(folder)
+            except NoRoomForSlideError:
+                if not self._ahead:
+                    raise
+                for key in list(self._ahead):  # the next slide has come before this one, and takes its room
+                    self._ahead.pop(key).give_up()
+                return explained(folder)
 
         return shelf.explained(
             job.name,
