@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -267,13 +268,22 @@ STATIONS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def first(slide, tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        without_pictures(patch)
+        return explained(slide, tmp_path_factory.mktemp("first") / "out", FIRST).folder
+
+
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left"), KeyboardInterrupt()], ids=["error", "ctrl-c"]
 )
 @pytest.mark.parametrize("station", STATIONS)
-def test_the_older_result_survives_an_addition_that_fails(slide, tmp_path, monkeypatch, station, error):
-    first = explained(slide, tmp_path / "out", FIRST)
-    files = everything_in(first.folder)
+def test_the_older_result_survives_an_addition_that_fails(
+    slide, first, tmp_path, monkeypatch, station, error
+):
+    folder = shutil.copytree(first, tmp_path / "out")
+    files = everything_in(folder)
     work = getattr(pipeline, station)
 
     def failing(*args, **how):
@@ -283,10 +293,10 @@ def test_the_older_result_survives_an_addition_that_fails(slide, tmp_path, monke
     with monkeypatch.context() as patch:
         patch.setattr(pipeline, station, failing)
         with pytest.raises(type(error)):
-            explained(slide, tmp_path / "out", FINER)
-    assert everything_in(first.folder) == files
-    assert is_left(first.folder) == ["out"]
-    assert explained(slide, tmp_path / "out", FINER).added == (FINE,)
+            explained(slide, folder, FINER)
+    assert everything_in(folder) == files
+    assert is_left(folder) == ["out"]
+    assert explained(slide, folder, FINER).added == (FINE,)
 
 
 KILLED = """
