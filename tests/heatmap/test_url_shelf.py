@@ -17,8 +17,10 @@ from wsi_saliency import remote as remotes
 from wsi_saliency.errors import BusyError, NoRoomError, OutputError, SettingsError
 from wsi_saliency.files import growing, locked
 from wsi_saliency.heatmap import url_shelf
+from wsi_saliency.heatmap.folder_shelf import FolderShelf
 from wsi_saliency.heatmap.result import Result, write_record
-from wsi_saliency.heatmap.shelf import FolderShelf, Manner, shelved
+from wsi_saliency.heatmap.shelf import Manner
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.heatmap.url_shelf import UrlShelf
 from wsi_saliency.remote import Remote
 from wsi_saliency.urls import located

@@ -24,7 +24,7 @@ from wsi_saliency.engines.folders import FolderRun
 from wsi_saliency.engines.kept import KeptResults
 from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.errors import SlideError
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.settings import InspectSettings, RunSettings
 from wsi_saliency.slides import store
 from wsi_saliency.slides.cache import SlideCache

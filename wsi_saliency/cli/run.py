@@ -66,7 +66,7 @@ def run(
     steady, on two real tumour classifiers: insertion − deletion 0.49, where a random map has 0.21.
     """
     speak(quiet=quiet, verbose=verbose)
-    from wsi_saliency.heatmap.shelf import shelved
+    from wsi_saliency.heatmap.shelves import shelved
     from wsi_saliency.workflows.discovery import chosen, find_slides
 
     found = find_slides(slides)

@@ -13,7 +13,7 @@ from wsi_saliency.engines.kept import KeptResults
 from wsi_saliency.errors import SlideError
 from wsi_saliency.geometry import TileGrid
 from wsi_saliency.heatmap.result import asked_maps
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.settings import DEFAULT_LAYER, InspectSettings
 from wsi_saliency.slides.cache import SlideCache
 from wsi_saliency.slides.opening import open_slide

@@ -22,7 +22,7 @@ from wsi_saliency.engines.local import LocalEngine
 from wsi_saliency.engines.ray import RayEngine
 from wsi_saliency.engines.summary import Summary
 from wsi_saliency.errors import NoRoomError, OutputError
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.messages import storable
 from wsi_saliency.report.slides import FAILED, SUMMARY, SlideRow
 from wsi_saliency.settings import BatchSettings

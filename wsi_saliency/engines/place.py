@@ -10,7 +10,7 @@ from wsi_saliency.engines.messages import Again, Done, Loaded, Loading, Looked, 
 from wsi_saliency.engines.process import Worker
 from wsi_saliency.engines.worker import TIDYING, slide_work
 from wsi_saliency.errors import ModelError
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.interruption import undisturbed
 from wsi_saliency.slides.cache import SlideCache
 from wsi_saliency.workflows.jobs import Outcome

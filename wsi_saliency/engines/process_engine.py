@@ -11,7 +11,7 @@ from wsi_saliency.engines.console import Console
 from wsi_saliency.engines.worker import slide_work
 from wsi_saliency.errors import NoRoomError, OutputError
 from wsi_saliency.files import folders_above, writing
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.workflows.jobs import Outcome
 
 if TYPE_CHECKING:

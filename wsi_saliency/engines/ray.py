@@ -18,7 +18,7 @@ from wsi_saliency.engines.ray_cluster import connect
 from wsi_saliency.engines.ray_sign import signed
 from wsi_saliency.engines.ray_task import Errand
 from wsi_saliency.errors import SettingsError
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.interruption import undisturbed
 from wsi_saliency.settings import ALL_GPUS
 from wsi_saliency.workflows.jobs import Outcome

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from wsi_saliency.engines.messages import Unable
 from wsi_saliency.engines.place import Place, end_all
 from wsi_saliency.errors import OutputError, WsiSaliencyError
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.heatmap.shelves import shelved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ import time
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import BusyError, OutputError
-from wsi_saliency.heatmap.shelf import shelved
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.report.slides import (
     COMPLETE,
     INDEX,

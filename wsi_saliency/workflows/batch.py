@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wsi_saliency.errors import BusyError, NoRoomError, NoRoomForSlideError, WsiSaliencyError
-from wsi_saliency.heatmap.shelf import Manner, shelved
+from wsi_saliency.heatmap.shelf import Manner
+from wsi_saliency.heatmap.shelves import shelved
 from wsi_saliency.interruption import reraise_interruption
 from wsi_saliency.urls import name_of
 from wsi_saliency.workflows.ahead import LookAhead
