@@ -13,7 +13,7 @@ from wsi_saliency.workflows.canvas import canvas_for, tissue_shares, wanted_mpp
 
 
 def a_slide(mpp):
-    return SimpleNamespace(size=Size(1000, 800), mpp=Mpp(mpp, mpp), path=SimpleNamespace(name="s.svs"))
+    return SimpleNamespace(size=Size(1000, 800), mpp=Mpp(mpp, mpp), name="s.svs")
 
 
 @pytest.mark.parametrize("mpp", [0.1, 0.5, 2.0])

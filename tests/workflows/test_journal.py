@@ -57,7 +57,7 @@ def begun(folder, clock, patches=10_000, writes=True):
         tiles=range(patches),
         explainer=SimpleNamespace(batch=16),
         maps=(),
-        slide=SimpleNamespace(path=folder / "a.svs"),
+        slide=SimpleNamespace(name="a.svs"),
     )
     settings = SimpleNamespace(batch=None)
     journal = Journal(
