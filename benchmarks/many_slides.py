@@ -2,6 +2,7 @@
 
     python benchmarks/many_slides.py                     # 40 slides of 1 500 × 1 500 pixels
     python benchmarks/many_slides.py --slides 10 --side 3000
+    python benchmarks/many_slides.py --jobs 2            # explaining adds up over slides side by side: compare seconds
 
 What is compared is the time from the first slide's beginning to the last one's end, without the start of the
 process and the loading of the classifier, with the sum of the stations ``explain`` of all slides.
@@ -28,7 +29,8 @@ from made_slides import full, write_tiled  # noqa: E402
 @click.option("--slides", default=40)
 @click.option("--side", default=1500, help="Pixels.")
 @click.option("--device", default="auto")
-def main(slides: int, side: int, device: str) -> None:
+@click.option("--jobs", default=1, help="Slides side by side.")
+def main(slides: int, side: int, device: str, jobs: int) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "slides").mkdir()
@@ -36,7 +38,7 @@ def main(slides: int, side: int, device: str) -> None:
             write_tiled(folder / "slides" / f"{i:03}.tif", side, full, seed=i)
         command = [sys.executable, str(ROOT / "cli.py"), "run", str(folder / "slides")]
         subprocess.run(
-            [*command, "-o", str(folder / "out"), "--model", "demo", "--device", device],
+            [*command, "-o", str(folder / "out"), "--model", "demo", "--device", device, "--jobs", str(jobs)],
             check=True,
             capture_output=True,
         )
