@@ -2,7 +2,7 @@
 
     python benchmarks/many_slides.py                     # 40 slides of 1 500 × 1 500 pixels
     python benchmarks/many_slides.py --slides 10 --side 3000
-    python benchmarks/many_slides.py --jobs 2            # explaining adds up over slides side by side: compare seconds
+    python benchmarks/many_slides.py --jobs 2            # side by side: compare seconds, not the ratio
 
 What is compared is the time from the first slide's beginning to the last one's end, without the start of the
 process and the loading of the classifier, with the sum of the stations ``explain`` of all slides.
