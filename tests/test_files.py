@@ -432,3 +432,23 @@ def test_a_signal_at_any_moment_leaves_nothing(tmp_path):
         timeout=600,
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "given", "folder"),
+    [
+        ("linux", {}, "home/.cache"),
+        ("darwin", {}, "home/Library/Caches"),
+        ("win32", {}, "home/AppData/Local"),
+        ("win32", {"LOCALAPPDATA": "local"}, "local"),
+        ("darwin", {"XDG_CACHE_HOME": "named"}, "named"),
+    ],
+)
+def test_the_cache_of_the_user_is_where_each_system_has_it(monkeypatch, system, given, folder):
+    for name in ("XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(files.sys, "platform", system)
+    monkeypatch.setattr(Path, "home", lambda: Path("home"))
+    assert files.user_cache("slides") == Path(folder, "wsi-saliency", "slides")

@@ -15,6 +15,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -124,6 +125,17 @@ def check_free(folder: Path, may_replace: Callable[[Path], bool] | None = None) 
             raise OutputError(
                 f"{folder}: exists and is not a result of this program; choose another folder with -o"
             )
+
+
+def user_cache(name: str) -> Path:
+    """Return a folder of ours in the cache of the user, where each system has that."""
+    if given := os.environ.get("XDG_CACHE_HOME"):
+        base = Path(given)
+    elif sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
+    return base / "wsi-saliency" / name
 
 
 # ------------------------------------------------------------------------------------- one run at a time

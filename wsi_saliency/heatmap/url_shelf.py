@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 
 from wsi_saliency.claims import Claim, Owner, claimed
 from wsi_saliency.errors import BusyError, NoRoomError, OutputError, SettingsError
-from wsi_saliency.files import folders_above, growing, locked, writing
+from wsi_saliency.files import folders_above, growing, locked, user_cache, writing
 from wsi_saliency.heatmap.exports import is_export
 from wsi_saliency.heatmap.result import MAP, REPORT, RUN_JSON, TILES, Result
 from wsi_saliency.remote import Remote
@@ -392,8 +392,7 @@ def _own_folder() -> Path:
     if temporary := os.environ.get("TMPDIR"):
         user = os.geteuid() if hasattr(os, "geteuid") else "own"
         return Path(temporary) / f"wsi-saliency-{user}"
-    cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "wsi-saliency" / "results"
+    return user_cache("results")
 
 
 def _make_private(folder: Path) -> None:

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from wsi_saliency.errors import NoRoomForSlideError, SlideError
+from wsi_saliency.files import user_cache
 from wsi_saliency.interruption import reraise_interruption, tidying, undisturbed
 from wsi_saliency.messages import bytes_in_words
 from wsi_saliency.settings import CacheSettings
@@ -98,7 +99,7 @@ class SlideCache:
     def of(cls, settings: CacheSettings | None) -> SlideCache:
         """Return the cache that settings name, or the user's."""
         settings = settings or CacheSettings()
-        return cls(settings.slide_cache or user_cache(), settings.cache_bytes)
+        return cls(settings.slide_cache or user_cache("slides"), settings.cache_bytes)
 
     def source(self, place: UPath, watch: Watch | None = None) -> Source:
         """Bring a slide here, unless it is here; it stays until its source is released.
@@ -297,17 +298,6 @@ class SlideCache:
         except OSError as error:
             reason = error.strerror or str(error)
             raise _FolderError(f"slides cannot be kept in {self.folder} ({reason}); {_OPTION}") from error
-
-
-def user_cache() -> Path:
-    """Return the folder for slides in the cache of the user."""
-    if given := os.environ.get("XDG_CACHE_HOME"):
-        base = Path(given)
-    elif sys.platform == "win32":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
-    else:
-        base = Path.home() / ("Library/Caches" if sys.platform == "darwin" else ".cache")
-    return base / "wsi-saliency" / "slides"
 
 
 def _key(place: UPath, parts: Sequence[Part]) -> str:
