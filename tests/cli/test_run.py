@@ -54,6 +54,13 @@ def test_memory_is_refused_where_other_processes_have_to_see_it(call, slide, how
     )
 
 
+def test_a_folder_to_work_in_is_for_results_at_a_url(call, slide, tmp_path):
+    result = call("run", slide, "-o", "maps", "--work", "work")
+    assert result.exit_code == 2
+    assert "--work is for results at a URL, and maps is a folder; leave it out" in result.stderr
+    assert left(tmp_path) == []
+
+
 @pytest.mark.usefixtures("spots")
 def test_results_at_a_url_are_those_of_a_folder(call, slide, tmp_path):
     options = ["run", slide, "--device", "cpu", "--layer", "8", "--hotspots", "3"]

@@ -11,6 +11,7 @@ from wsi_saliency.cli.options import Command, examples, options, out_option, qui
 from wsi_saliency.cli.terminal import SOME_FAILED, echo, echo_table, interrupted, speak
 from wsi_saliency.messages import bytes_in_words, duration_in_words
 from wsi_saliency.settings import BatchSettings, RunSettings
+from wsi_saliency.urls import is_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -66,6 +67,8 @@ def run(
     steady, on two real tumour classifiers: insertion − deletion 0.49, where a random map has 0.21.
     """
     speak(quiet=quiet, verbose=verbose)
+    if batch_settings.work is not None and not is_url(out):
+        raise click.UsageError(f"--work is for results at a URL, and {out} is a folder; leave it out")
     from wsi_saliency.heatmap.shelves import shelved
     from wsi_saliency.workflows.discovery import chosen, find_slides
 
